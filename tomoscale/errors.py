@@ -1,0 +1,27 @@
+"""What can go wrong, in one tree; each error knows the command's exit status."""
+
+from __future__ import annotations
+
+
+class TomoscaleError(ValueError):
+    """A mistake in the input or the parameters: where, what came, what was expected, what to do."""
+
+    exit_status = 2
+
+
+class BlocksFailedError(TomoscaleError):
+    """Some blocks could not be computed or written; the others are kept."""
+
+    exit_status = 3
+
+
+class DamagedError(TomoscaleError):
+    """Stored data do not match their checksum, length or manifest."""
+
+    exit_status = 3
+
+
+class InterruptedRunError(TomoscaleError):
+    """A signal stopped the run; what is finished is kept and the same command goes on."""
+
+    exit_status = 75

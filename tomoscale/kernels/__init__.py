@@ -1,0 +1,1 @@
+"""Block in, block out: plain loops about pixels, with `reference` saying what each kernel means."""
