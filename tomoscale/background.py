@@ -1,0 +1,367 @@
+"""The slowly varying background of a rotation scan: dark, margin level, moving median, subtraction, smoothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from tomoscale import blocks, columns, kernels
+from tomoscale.blocks import Field, Index, Piece
+from tomoscale.columns import Columns
+from tomoscale.errors import TomoscaleError
+from tomoscale.margin import Margin, margin_level, margin_of
+from tomoscale.operation import operation
+from tomoscale.parameters import Count, Edge, Rect, Volume, Width
+
+STRIP = 512
+"""Pixels normalised at a time before they are ranked: their column of frames stays in the L3 cache."""
+HOT_SIGMAS = 8.0
+HOT_REACH = 3
+"""Pixels around one that the decision and the repair of a hot pixel look at: 5 x 5, then 3 x 3."""
+
+
+class Cleaned(NamedTuple):
+    """Frames without their background; the backgrounds, one per step; the margin level of every frame."""
+
+    frames: Any
+    background: Any
+    level: Any
+
+
+class CleanedHot(NamedTuple):
+    """The same, and in which backgrounds a pixel was hot."""
+
+    frames: Any
+    background: Any
+    level: Any
+    hot: Any
+
+
+@operation("background")
+def remove(
+    frames: Volume,
+    *,
+    dark: Volume | Literal["none"] | None = None,
+    margin: Width = 0,
+    margin_roi: tuple[Rect, ...] = (),
+    margin_mask: Volume | None = None,
+    half_window: Count = 250,
+    step: Count = 50,
+    ranking: Literal["fixed", "exact"] = "fixed",
+    smoothing: Edge = 3,
+    hot_pixels: bool = False,
+    dtype: Literal["float32", "int32", "int16"] = "float32",
+) -> Cleaned | CleanedHot:
+    """
+    Remove the slowly varying background of a rotation scan.
+
+    The dark is subtracted, frames are divided by their level in a sample-free margin, the moving median
+    of every pixel is subtracted, and each frame is smoothed by a small 2D median filter.
+
+    Parameters
+    ----------
+    frames : (frame, row, column)
+        Raw frames, any integer or floating type. NaN propagate as in `numpy.median`.
+    dark : (row, column) or (n, row, column), optional
+        Detector offset; of a stack the median is taken. Default: the `dark` beside the frames; `none`
+        for no subtraction.
+    margin
+        Width in pixels of the border whose mean is the level of a frame; 0 for no normalisation.
+    margin_roi
+        Rectangles `r0:r1,c0:c1` to take the level from instead; may be repeated.
+    margin_mask : (row, column), optional
+        Image that is not zero where the level is to be taken.
+    half_window
+        Frames on each side that enter a median; the window is cut at both ends of the scan.
+    step
+        Frames that share one background; 1 gives every frame its own.
+    ranking
+        Whether the median is of the normalised frames rounded to whole counts (`fixed`, faster, off by
+        half a count at most), or of the float32 values (`exact`). Without normalisation of integers both are
+        the same.
+    smoothing
+        Edge in pixels of the median filter within each frame, odd; 0 for none.
+    hot_pixels
+        Replace pixels that stand out in most frames of a window by the median of their neighbours, and list
+        them in `hot`.
+    dtype
+        Type of the cleaned frames; integers are rounded and saturated.
+
+    Returns
+    -------
+    Cleaned
+        Lazy arrays: `frames` (frame, row, column) float32; `background` (step, row, column) float32 in
+        counts; `level` (frame,) float64 in counts, 1 without margin; with `hot_pixels` also `hot`
+        (step, row, column) uint8.
+
+    Raises
+    ------
+    TomoscaleError
+        Shapes that do not fit, a margin outside the frame or with a level that is not positive, a dark
+        brighter than the frames, or a block that does not fit the memory.
+
+    Notes
+    -----
+    For step j of D frames the window is [c - half_window, c + half_window] cut to the scan, around the frame
+    c = min(j * step + step // 2, D - 1) [1]_. Frame k is cleaned with background k // step.
+
+    References
+    ----------
+    .. [1] J. P. C. Bertoldo, "Segmentation for diffraction contrast tomography", Centre de Morphologie
+       Mathématique, Mines ParisTech, 31 May 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tomoscale import background
+    >>> scan = np.full((60, 8, 8), 100, np.uint16)
+    >>> scan[30:32, 3:5, 3:5] += 50
+    >>> cleaned = background.remove(scan, half_window=20, step=10)
+    >>> cleaned.frames[30, 3, 3].compute(), cleaned.frames[0].compute().max()
+    (np.float32(0.0), np.float32(0.0))
+    >>> cleaned.background.shape
+    (6, 8, 8)
+    """
+    shape = _scan_shape(frames)
+    offset = _dark_of(frames, dark)
+    where = margin_of(shape[1:], margin, margin_roi, margin_mask)
+    reach = smoothing // 2 + (HOT_REACH if hot_pixels else 0)
+    cut = columns.cut(
+        shape,
+        frames.chunks,
+        halo=(half_window + step, reach, reach),
+        step=step,
+        itemsize=(frames.dtype.itemsize, 8 if hot_pixels else 4),
+        scratch=_scratch(shape[0], frames.dtype),
+        block_bytes=blocks.resources().block_bytes,
+        threads=blocks.resources().threads,
+    )
+    level = margin_level(frames, offset, where)
+    made = _clean_all(
+        frames, offset, level, where, cut, half_window, ranking, smoothing, hot_pixels, np.dtype(dtype)
+    )
+    blocks.state(made["frames"], image="scan", carried=_carried(frames, offset))
+    result = Cleaned(made["frames"], made["background"], level)
+    return CleanedHot(*result, made["hot"]) if hot_pixels else result
+
+
+# ---------------------------------------------------------------- plan
+
+
+def _scan_shape(frames: Any) -> tuple[int, int, int]:
+    if frames.ndim != 3:
+        raise TomoscaleError(
+            f"background.remove: frames have shape {frames.shape}; expected (frame, row, column)"
+        )
+    if frames.shape[0] < 3:
+        raise TomoscaleError(f"background.remove: {frames.shape[0]} frames; a moving median needs at least 3")
+    return frames.shape
+
+
+def _dark_of(frames: Any, dark: Any) -> Any:
+    """Return the dark to subtract: the given one, else the one beside the frames."""
+    if isinstance(dark, str):
+        return None
+    dark = dark if dark is not None else frames.sibling("dark")
+    if dark is None:
+        return None
+    if dark.shape[-2:] != frames.shape[1:] or dark.ndim not in (2, 3):
+        raise TomoscaleError(
+            f"background.remove: dark has shape {dark.shape}, frames have {frames.shape[1:]}; crop the dark"
+        )
+    some = tuple(slice(0, min(n, c, 256)) for n, c in zip(frames.shape, frames.chunks, strict=True))
+    raw = frames.read((slice(0, 1), *some[1:]))[0].astype(np.float64)
+    if np.median(raw) < np.median(_median_image(dark.read((*_every(dark), *some[1:])))):
+        raise TomoscaleError("background.remove: the dark is brighter than the frames; is it a flat?")
+    return dark
+
+
+def _every(dark: Any) -> tuple[slice, ...]:
+    """Return the leading part of a dark's window: all of a stack, nothing for an image."""
+    return (slice(0, dark.shape[0]),) if dark.ndim == 3 else ()
+
+
+def _scratch(n_frames: int, dtype: np.dtype) -> int:
+    """Count what the kernels hold beside a block: a strip as float32 and as keys, and their tiles."""
+    return n_frames * STRIP * (4 + 4) + n_frames * 256 * 4 * 3 + 16_000_000
+
+
+def _carried(frames: Any, dark: Any) -> dict[str, Any]:
+    """Return what the output keeps of the input: the dark that was used, and the rotation angles."""
+    kept = {"dark": dark, "omega": frames.sibling("omega")}
+    return {name: blocks.copied(volume) for name, volume in kept.items() if volume is not None}
+
+
+def _clean_all(
+    frames: Any,
+    dark: Any,
+    level: Any,
+    margin: Margin | None,
+    cut: Columns,
+    half_window: int,
+    ranking: str,
+    smoothing: int,
+    hot_pixels: bool,
+    dtype: np.dtype,
+) -> dict[str, Any]:
+    """Lay the blocks out and hand each its frames, its dark and its windows."""
+    n_frames, step = cut.shape[0], cut.step
+    starts, stops = windows(n_frames, half_window, step)
+    small = () if margin is None else (level,)
+
+    def arguments(index: Index) -> tuple[Any, ...]:
+        window, grown = cut.window(index), cut.grown(index)
+        groups = slice(window[0].start // step, -(-window[0].stop // step))
+        read = slice(int(starts[groups.start]), int(stops[groups.stop - 1]))
+        read = slice(min(read.start, window[0].start), max(read.stop, window[0].stop))
+        around: Piece | None = None if dark is None else dark.at((*_every(dark), *grown[1:]))
+        task = Windows(
+            first=read.start,
+            frames=window[0],
+            starts=starts[groups] - read.start,
+            stops=stops[groups] - read.start,
+            step=step,
+            crop=tuple(w.start - g.start for w, g in zip(window[1:], grown[1:], strict=True)),
+            shape=tuple(w.stop - w.start for w in window[1:]),
+        )
+        options = Options(ranking, smoothing, hot_pixels, dtype)
+        return frames.at((read, *grown[1:])), around, task, options
+
+    lengths = [blocks.lengths(g) for g in cut.grid]
+    groups = tuple(-(-n // step) for n in lengths[0])
+    stored = (min(cut.group_chunk, sum(groups)), *cut.stored[1:])
+    fields = {
+        "frames": Field(dtype, tuple(lengths), cut.stored),
+        "background": Field(np.dtype("f4"), (groups, *lengths[1:]), stored),
+    }
+    if hot_pixels:
+        fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
+    scratch = _scratch(n_frames, frames.dtype) + (hot_pixels and fields["frames"].block_bytes)
+    return blocks.map_blocks(_clean_columns, arguments, fields, small=small, scratch=scratch)
+
+
+def windows(n_frames: int, half_window: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return the half-open windows of frames that enter each background.
+
+    >>> windows(10, 2, 4)
+    (array([0, 4, 7]), array([ 5,  9, 10]))
+    """
+    centres = np.minimum(np.arange(math.ceil(n_frames / step)) * step + step // 2, n_frames - 1)
+    return np.maximum(centres - half_window, 0), np.minimum(centres + half_window + 1, n_frames)
+
+
+# ---------------------------------------------------------------- one block
+
+
+class Windows(NamedTuple):
+    """Where a block lies: its frames in the scan, windows in the frames read, pixels without the halo."""
+
+    first: int
+    frames: slice
+    starts: np.ndarray
+    stops: np.ndarray
+    step: int
+    crop: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class Options(NamedTuple):
+    """What is to be done to a block."""
+
+    ranking: str
+    smoothing: int
+    hot_pixels: bool
+    dtype: np.dtype
+
+
+def _clean_columns(
+    raw: np.ndarray,
+    dark: np.ndarray | None,
+    where: Windows,
+    options: Options,
+    level: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Return the cleaned frames of a block, its backgrounds and, on request, its hot pixels."""
+    raw = np.asarray(raw, _ranked_type(raw.dtype))
+    offset = None if dark is None else _median_image(dark)
+    scale = None
+    if level is not None:
+        scale = (level.mean() / level).astype(np.float32)[where.first : where.first + len(raw)]
+    background = _backgrounds(raw, offset, scale, where, options.ranking)
+
+    frames = slice(where.frames.start - where.first, where.frames.stop - where.first)
+    group = np.arange(where.frames.stop - where.frames.start) // where.step
+    out = np.empty((len(group), *where.shape), options.dtype)
+    own = (
+        slice(where.crop[0], where.crop[0] + where.shape[0]),
+        slice(where.crop[1], where.crop[1] + where.shape[1]),
+    )
+    scale = None if scale is None else scale[frames]
+    if not options.hot_pixels:
+        kernels.clean_frames(
+            raw[frames], offset, scale, background, group, max(1, options.smoothing), out, crop=where.crop
+        )
+        return out, background[:, *own].copy()
+    hot = _hot_pixels(background)
+    cleaned = np.empty((len(group), *raw.shape[1:]), np.float32)
+    kernels.clean_frames(raw[frames], offset, scale, background, group, 1, cleaned)
+    kernels.replace_pixels(cleaned, hot, group)
+    zero = np.zeros((1, *raw.shape[1:]), np.float32)
+    kernels.clean_frames(
+        cleaned, None, None, zero, np.zeros_like(group), max(1, options.smoothing), out, crop=where.crop
+    )
+    return out, background[:, *own].copy(), hot[:, *own].astype(np.uint8)
+
+
+def _ranked_type(dtype: np.dtype) -> np.dtype:
+    """Return the type in which frames are ranked: their own where a kernel knows it."""
+    native = dtype.newbyteorder("=")
+    known = ("uint8", "uint16", "int16", "int32", "float32")
+    if native.name in known:
+        return native
+    return np.dtype("i2") if native.name == "int8" else np.dtype("f4")
+
+
+def _median_image(dark: np.ndarray) -> np.ndarray:
+    """Return the dark image of a stack; float32 where that holds every value exactly."""
+    image = np.median(dark, axis=0) if dark.ndim == 3 else dark
+    single = image.astype(np.float32)
+    return single if np.array_equal(single, image, equal_nan=True) else image.astype(np.float64)
+
+
+def _backgrounds(
+    raw: np.ndarray, dark: np.ndarray | None, scale: np.ndarray | None, where: Windows, ranking: str
+) -> np.ndarray:
+    """Return the median of every window, strip by strip where frames must be normalised first."""
+    if dark is None and scale is None:
+        values = np.rint(raw) if ranking == "fixed" and raw.dtype.kind == "f" else raw
+        return kernels.moving_median_windows(values, where.starts, where.stops)
+    rows, width = raw.shape[1:]
+    out = np.empty((len(where.starts), rows, width), np.float32)
+    tall = max(1, STRIP // width)
+    for top in range(0, rows, tall):
+        for left in range(0, width, STRIP):
+            part = np.s_[top : top + tall, left : left + STRIP]
+            strip = raw[:, *part]
+            offset = None if dark is None else dark[part]
+            if ranking == "exact":
+                values = kernels.normalise(strip, offset, scale)
+            else:
+                values = kernels.normalise_rint(strip, offset, scale)
+            out[:, *part] = kernels.moving_median_windows(values, where.starts, where.stops)
+    return out
+
+
+def _hot_pixels(background: np.ndarray) -> np.ndarray:
+    """
+    Tell which pixels stand out of the 5 x 5 around them in a background, hence in most of its frames.
+
+    The measure is the median absolute deviation of that neighbourhood, at least one count.
+    """
+    around = kernels.frame_median(background, 5)
+    apart = np.abs(background - around)
+    sigma = 1.4826 * kernels.frame_median(apart, 5)
+    return apart > HOT_SIGMAS * np.maximum(sigma, 1.0)

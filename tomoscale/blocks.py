@@ -1,0 +1,358 @@
+"""
+Blocks of a scan or a volume: integer arithmetic, and lazy arrays with one task per block.
+
+A block is what one task holds in memory. `map_blocks` turns a block function into lazy Dask
+arrays, one for each result of the function; the task reads its own window (with halo) from storage,
+so the number of tasks is linear in blocks and nothing is exchanged between them. Beside the tasks a
+lazy array carries what a run must know before the first of them: bytes per block and the shape of
+the stored chunks (`Layer`).
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+Window = tuple[slice, ...]
+Index = tuple[int, ...]
+
+MIB = 2**20
+CHUNK_BYTES = 2 * MIB
+"""Size of a stored chunk: large enough for storage, small enough to stay in a core's share of cache."""
+
+
+class Resources(NamedTuple):
+    """What a plan may use: bytes that one block may cost, and the threads that share the blocks."""
+
+    block_bytes: int
+    threads: int
+
+
+_resources: ContextVar[Resources] = ContextVar(
+    "resources", default=Resources(block_bytes=1_700_000_000, threads=os.cpu_count() or 1)
+)
+
+
+def resources() -> Resources:
+    """Return what a plan made now may use."""
+    return _resources.get()
+
+
+@contextmanager
+def planned_for(block_bytes: int, threads: int) -> Iterator[None]:
+    """Let operations called inside plan for these bytes per block and this number of threads."""
+    token = _resources.set(Resources(block_bytes, threads))
+    try:
+        yield
+    finally:
+        _resources.reset(token)
+
+
+class Source(Protocol):
+    """Anything that a window can be read from: a stored volume, an array, a set of detector files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def chunks(self) -> tuple[int, ...]: ...
+    def read(self, window: Window) -> np.ndarray: ...
+    def at(self, window: Window) -> Piece: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window of a source, read when its task runs."""
+
+    source: Source
+    window: Window
+
+    def load(self) -> np.ndarray:
+        return self.source.read(self.window)
+
+    @property
+    def nbytes(self) -> int:
+        return volume_of(self.window) * self.source.dtype.itemsize
+
+
+# ---------------------------------------------------------------- integers
+
+
+def spans(size: int, edge: int) -> list[slice]:
+    """
+    Cut an axis into half-open ranges.
+
+    >>> spans(5, 2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return [slice(a, min(a + edge, size)) for a in range(0, size, edge)]
+
+
+def grow(span: slice, halo: int, size: int) -> slice:
+    """Widen a range by a halo, cut to the axis."""
+    return slice(max(0, span.start - halo), min(size, span.stop + halo))
+
+
+def lengths(parts: Sequence[slice]) -> tuple[int, ...]:
+    """Return the length of every range, as Dask's `chunks` want them."""
+    return tuple(s.stop - s.start for s in parts)
+
+
+def shape_of(window: Window) -> tuple[int, ...]:
+    """Return the shape of a window."""
+    return lengths(window)
+
+
+def volume_of(window: Window) -> int:
+    """Return the number of voxels of a window."""
+    return int(np.prod(shape_of(window), dtype=np.int64))
+
+
+def covering(span: slice, edge: int, size: int) -> int:
+    """Return how many voxels of whole chunks must be decoded for a range."""
+    return min(-(-span.stop // edge) * edge, size) - span.start // edge * edge
+
+
+def scan_chunks(shape: Sequence[int], itemsize: int, n_frames: int = 64) -> tuple[int, int, int]:
+    """
+    Choose the stored chunks of a scan: bands of whole rows over some dozen frames.
+
+    A task owns all frames of some rows. A band has neighbours above and below only, so that a halo
+    around two bands costs twice the decoding; around a square tile of the same size it costs nine times.
+
+    >>> scan_chunks((7200, 2048, 2048), 2)
+    (64, 8, 2048)
+    """
+    frames, rows, columns = shape
+    n_frames = min(n_frames, frames)
+    band = CHUNK_BYTES // max(1, n_frames * columns * itemsize)
+    band = max(1, min(band, -(-rows // 16)))
+    return n_frames, band, columns
+
+
+def volume_chunks(shape: Sequence[int], edge: int = 128) -> tuple[int, ...]:
+    """Choose the stored chunks of a reconstructed volume: cubes."""
+    return tuple(min(edge, n) for n in shape)
+
+
+# ---------------------------------------------------------------- lazy blocks
+
+
+@dataclass(frozen=True)
+class Field:
+    """
+    One array that the blocks yield.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Type of the array.
+    chunks : tuple of tuple of int
+        Lengths of the blocks along every axis, as Dask writes them.
+    stored : tuple of int
+        Shape of a stored chunk; every block consists of whole ones.
+    """
+
+    dtype: np.dtype
+    chunks: tuple[tuple[int, ...], ...]
+    stored: tuple[int, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the largest block."""
+        return int(np.prod([max(c) for c in self.chunks], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of one decoded chunk."""
+        return int(np.prod(self.stored, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that one block holds at once, and bytes decoded and written in all."""
+
+    block: int
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A block function with its arguments; pieces are read when it is called."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def __call__(self, *small: Any) -> Any:
+        loaded = [a.load() if isinstance(a, Piece) else a for a in self.arguments]
+        return self.function(*loaded, *small)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        return [a for a in self.arguments if isinstance(a, Piece)]
+
+
+@cache
+def _layer_class() -> type:
+    """Make the class on first use, since Dask takes long to import."""
+    from dask.highlevelgraph import MaterializedLayer
+
+    class Layer(MaterializedLayer):
+        """The tasks of one lazy array, and what a run must know before the first of them."""
+
+        def __init__(self, mapping: Mapping, **facts: Any) -> None:
+            super().__init__(mapping)
+            self.facts = facts
+
+    return Layer
+
+
+def facts(array: da.Array) -> dict[str, Any]:
+    """Return what the maker of a lazy array stated: `stored`, `cost`, `once`, `origin`; empty if nothing."""
+    return getattr(array.dask.layers.get(array.name), "facts", {})
+
+
+def map_blocks(
+    function: Callable[..., Any],
+    arguments: Callable[[Index], tuple[Any, ...]],
+    fields: Mapping[str, Field],
+    *,
+    small: Sequence[da.Array] = (),
+    scratch: int = 0,
+) -> dict[str, da.Array]:
+    """
+    Apply a function to every block of a grid, one task each.
+
+    Parameters
+    ----------
+    function : callable
+        Gets the arguments of its block, pieces as arrays, then the small arrays as a whole; returns one
+        array for one field and a tuple for several, in the order of `fields`.
+    arguments : callable
+        From the index of a block to its arguments: pieces of sources (`volume.at(window)`) and numbers.
+    fields : mapping of str to Field
+        The lazy arrays to make; their grids of blocks have the same shape.
+    small : sequence of dask.array.Array
+        Results of `once`, handed whole to every block.
+    scratch : int
+        Bytes that the function holds beyond its input and output.
+
+    Returns
+    -------
+    dict of str to dask.array.Array
+        One lazy array for every field.
+    """
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    make_layer = _layer_class()
+    name = f"{function.__name__.strip('_')}-{uuid.uuid4().hex[:12]}"
+    first = next(iter(fields.values()))
+    grid = tuple(map(len, first.chunks))
+    assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"
+    assert all(a.npartitions == 1 for a in small), "small arrays come from `once`"
+    keys = [(a.name,) + (0,) * a.ndim for a in small]
+    calls = {i: Call(function, arguments(i)) for i in np.ndindex(*grid)}
+    cost = _cost(calls.values(), fields.values(), scratch)
+
+    shared = make_layer({(name, *i): (call, *keys) for i, call in calls.items()})
+    graph = HighLevelGraph.from_collections(name, shared, dependencies=list(small))
+    arrays = {}
+    for position, (field_name, field) in enumerate(fields.items()):
+        stated = {"stored": field.stored, "cost": cost, "made_by": name}
+        if len(fields) == 1:
+            shared.facts = stated
+            arrays[field_name] = da.Array(graph, name, field.chunks, dtype=field.dtype)
+            continue
+        key = f"{field_name}-{name}"
+        items = {(key, *i): (itemgetter(position), (name, *i)) for i in calls}
+        whole = HighLevelGraph(
+            {**graph.layers, key: make_layer(items, **stated)}, {**graph.dependencies, key: {name}}
+        )
+        arrays[field_name] = da.Array(whole, key, field.chunks, dtype=field.dtype)
+    return arrays
+
+
+def _cost(calls: Any, fields: Any, scratch: int) -> Cost:
+    """Add up the largest block: inputs, outputs, scratch, and one chunk each being decoded and encoded."""
+    inputs = read = decoded = 0
+    for call in calls:
+        inputs = max(inputs, sum(p.nbytes for p in call.pieces))
+        for p in call.pieces:
+            chunks = p.source.chunks
+            size = p.source.dtype.itemsize
+            cover = [covering(s, c, n) for s, c, n in zip(p.window, chunks, p.source.shape, strict=True)]
+            read += int(np.prod(cover, dtype=np.int64)) * size
+            decoded = max(decoded, int(np.prod(chunks, dtype=np.int64)) * size)
+    outputs = sum(f.block_bytes for f in fields)
+    encoded = max(f.stored_bytes for f in fields)
+    written = sum(int(np.prod([sum(c) for c in f.chunks], dtype=np.int64)) * f.dtype.itemsize for f in fields)
+    return Cost(block=inputs + outputs + scratch + decoded + encoded, read=read, written=written)
+
+
+def once(array: da.Array) -> da.Array:
+    """
+    Mark a small array that every block needs: a run computes it first, keeps it, and hands it to every block.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Small as a whole, in one or many blocks.
+
+    Returns
+    -------
+    dask.array.Array
+        The same in one block.
+    """
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    name = f"once-{array.name}"
+    key = (name,) + (0,) * array.ndim
+    tasks = {key: (assemble, array.numblocks, [(array.name, *i) for i in np.ndindex(*array.numblocks)])}
+    layer = _layer_class()(tasks, once=array, stored=array.shape)
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[array])
+    return da.Array(graph, name, tuple((n,) for n in array.shape), dtype=array.dtype)
+
+
+def assemble(grid: tuple[int, ...], parts: list[np.ndarray]) -> np.ndarray:
+    """Put the parts of an array side by side."""
+    nested = np.empty(grid, dtype=object)
+    for index, part in zip(np.ndindex(*grid), parts, strict=True):
+        nested[index] = part
+    return np.block(nested.tolist())
+
+
+def copied(source: Source) -> da.Array:
+    """Return a stored array as a lazy copy of itself, a few chunks at a time."""
+    whole = int(np.prod(source.shape[1:], dtype=np.int64)) * source.dtype.itemsize
+    edge = max(1, 16 * CHUNK_BYTES // whole)
+    parts = spans(source.shape[0], edge)
+    rest = tuple(slice(0, n) for n in source.shape[1:])
+    chunks = (lengths(parts), *((n,) for n in source.shape[1:]))
+    stored = (min(edge, source.shape[0]), *source.shape[1:])
+
+    def arguments(index: Index) -> tuple[Any, ...]:
+        return (source.at((parts[index[0]], *rest)),)
+
+    return map_blocks(np.asarray, arguments, {"copy": Field(source.dtype, chunks, stored)})["copy"]
+
+
+def state(array: da.Array, **more: Any) -> None:
+    """State further facts about a lazy array (its origin, say)."""
+    layer = array.dask.layers[array.name]
+    layer.facts = {**layer.facts, **more}

@@ -1,0 +1,236 @@
+"""Where blocks run: local worker processes, threads of this process, or a Dask cluster that exists already."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tomoscale.errors import TomoscaleError
+
+WORKER_ENVIRONMENT = {
+    # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "BLOSC_NTHREADS": "1",
+}
+BASE_BYTES = 150_000_000
+"""What a worker holds before its first block: interpreter and libraries."""
+BLOCK_FACTOR = 1.15
+USABLE = 0.7
+MOST_BLOCK_BYTES = 1_700_000_000
+SETTINGS: dict[str, Any] = {
+    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+    # Blocks are bounded by the plan: there is nothing to spill.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.95,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.logging.distributed": "error",
+}
+
+
+@dataclass
+class Connection:
+    """
+    Workers that a run may use; they are started when first needed.
+
+    Parameters
+    ----------
+    start : callable
+        Starts the workers: from a stack that will stop them to an executor and the dashboard's address.
+    workers, threads : int
+        Worker processes, and threads of each.
+    memory : int
+        Bytes that one worker may use.
+    where : str
+        For people: what it is.
+    """
+
+    start: Callable[[ExitStack], tuple[Executor, str | None]]
+    workers: int
+    threads: int
+    memory: int
+    where: str
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    @functools.cached_property
+    def _started(self) -> tuple[Executor, str | None]:
+        return self.start(self._stack)
+
+    @property
+    def executor(self) -> Executor:
+        """What takes calls; its futures may be waited for with `concurrent.futures.wait`."""
+        return self._started[0]
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of Dask's dashboard, if there is one."""
+        return self._started[1]
+
+    @property
+    def slots(self) -> int:
+        """Blocks that are computed at the same time."""
+        return self.workers * self.threads
+
+    @property
+    def block_bytes(self) -> int:
+        """What one block may cost so that all threads of a worker fit, and a worker stays small anyway."""
+        fits = (USABLE * self.memory - BASE_BYTES) / BLOCK_FACTOR / self.threads
+        return int(min(fits, MOST_BLOCK_BYTES))
+
+    def close(self) -> None:
+        """Stop what was started."""
+        self._stack.close()
+
+
+def worker_bytes(block_bytes: int, threads: int) -> int:
+    """Return the memory that a worker needs for blocks of this cost on all of its threads."""
+    return int(threads * BLOCK_FACTOR * block_bytes) + BASE_BYTES
+
+
+@contextmanager
+def connect(
+    scheduler: str = "local",
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    memory: int | None = None,
+) -> Iterator[Connection]:
+    """
+    Connect to workers, and leave them at the end.
+
+    Parameters
+    ----------
+    scheduler : str
+        `local`: processes on this machine, bound to the loopback interface; `threads`: threads of this
+        process; or the address of a running Dask scheduler (`tls://host:port`; plain `tcp://` only on
+        the loopback interface).
+    workers : int, optional
+        Local processes; as many as cores by default.
+    threads : int, optional
+        Threads of each; 1 by default, and as many as cores for `threads`.
+    memory : int, optional
+        Bytes that one worker may use; an equal share of the machine by default.
+
+    Yields
+    ------
+    Connection
+        The workers.
+    """
+    connection = _connection(scheduler, workers, threads, memory)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _connection(scheduler: str, workers: int | None, threads: int | None, memory: int | None) -> Connection:
+    if scheduler == "threads":
+        count = threads or workers or _cores()
+        where = f"{count} thread{'s' * (count > 1)} of this process"
+        return Connection(lambda stack: _threads(stack, count), 1, count, memory or machine_memory(), where)
+    if scheduler == "local":
+        workers, threads = workers or _cores(), threads or 1
+        each = memory or machine_memory() // workers
+        where = f"{workers} local worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
+        return Connection(lambda stack: _local(stack, workers, threads, each), workers, threads, each, where)
+    if "://" in scheduler:
+        return _remote(scheduler)
+    raise TomoscaleError(
+        f"scheduler {scheduler!r}; expected local, threads, or an address such as tls://host:8786"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_memory() -> int:
+    """Return the bytes that this machine, or the container we are in, may use."""
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT)
+
+
+def _threads(stack: ExitStack, threads: int) -> tuple[Executor, None]:
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="tomoscale-block")
+    stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+    return executor, None
+
+
+def _local(stack: ExitStack, workers: int, threads: int, memory: int) -> tuple[Executor, str | None]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    stack.enter_context(dask.config.set(SETTINGS))
+    cluster = stack.enter_context(
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=memory,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        )
+    )
+    client = stack.enter_context(Client(cluster, set_as_default=False))
+    return _executor(client), client.dashboard_link
+
+
+def _remote(address: str) -> Connection:
+    from distributed import Client
+
+    protocol, _, host = address.partition("://")
+    if protocol != "tls" and host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost", "[::1]"):
+        raise TomoscaleError(f"scheduler {address}: not encrypted; use tls:// for other hosts than this one")
+    try:
+        client = Client(address, timeout=20, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise TomoscaleError(f"scheduler {address}: no answer ({error})") from None
+    connection = of_client(client)
+    connection._stack.enter_context(client)
+    return connection
+
+
+def of_client(client: Any) -> Connection:
+    """Use the workers of a `distributed.Client`."""
+    found = list(client.scheduler_info(n_workers=-1)["workers"].values())
+    if not found:
+        raise TomoscaleError("the Dask cluster has no workers; start some, or wait for them")
+    threads = max(w["nthreads"] for w in found)
+    memory = min((w["memory_limit"] or machine_memory()) for w in found)
+    where = f"{len(found)} workers of {threads} threads at {client.scheduler.address}"
+    return Connection(
+        lambda stack: (_executor(client), client.dashboard_link), len(found), threads, int(memory), where
+    )
+
+
+def _executor(client: Any) -> Executor:
+    return client.get_executor(pure=False, retries=0)
+
+
+@contextmanager
+def current(connection: Connection | None = None) -> Iterator[Connection]:
+    """Yield the given connection, else the session's Dask client, else threads of this process."""
+    if connection is not None:
+        yield connection
+        return
+    try:
+        from distributed import get_client
+
+        client = get_client()
+    except ValueError:
+        with connect("threads") as threads:
+            yield threads
+        return
+    yield of_client(client)

@@ -1,0 +1,213 @@
+"""What a Zarr array says of itself, checked before anything of it is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tomoscale.errors import TomoscaleError
+
+DTYPES = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
+    "float16",
+    "float32",
+    "float64",
+}
+CODECS_V3 = frozenset({"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"})
+CODECS_V2 = frozenset(
+    "blosc zstd zlib gzip lz4 bz2 lzma delta shuffle bitround fixedscaleoffset crc32 crc32c adler32 fletcher32".split()
+)
+MAX_METADATA_BYTES = 2**24
+MAX_ARRAY_BYTES = 10**16
+MAX_CHUNK_BYTES = 2**32
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """Shape, type, chunks and codecs of a stored array, and its attributes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: tuple[int, ...]
+    """Shape of the smallest unit that can be decoded: of inner chunks where there are shards."""
+    stored: tuple[int, ...]
+    """Shape of a stored object."""
+    codecs: tuple[dict[str, Any], ...]
+    separator: str
+    zarr_format: int
+    dimension_names: tuple[str | None, ...] | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a metadata document, which must be a JSON object of sensible size."""
+    try:
+        if path.stat().st_size > MAX_METADATA_BYTES:
+            raise TomoscaleError(
+                f"{path}: {path.stat().st_size} bytes of metadata; expected at most {MAX_METADATA_BYTES}"
+            )
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, TomoscaleError):
+            raise
+        raise TomoscaleError(
+            f"{path}: not readable as JSON ({type(error).__name__}); the file is damaged"
+        ) from None
+    except OSError as error:
+        raise TomoscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not isinstance(document, dict):
+        raise TomoscaleError(f"{path}: holds a JSON {type(document).__name__}; expected an object")
+    return document
+
+
+def node_type(folder: Path) -> str | None:
+    """Return `array`, `group` or None for what a folder holds."""
+    if (folder / "zarr.json").is_file():
+        kind = read_json(folder / "zarr.json").get("node_type")
+        return kind if kind in ("array", "group") else None
+    if (folder / ".zarray").is_file():
+        return "array"
+    return "group" if (folder / ".zgroup").is_file() else None
+
+
+def attributes_of(folder: Path) -> dict[str, Any]:
+    """Return the attributes of an array or a group."""
+    if (folder / "zarr.json").is_file():
+        found = read_json(folder / "zarr.json").get("attributes", {})
+    elif (folder / ".zattrs").is_file():
+        found = read_json(folder / ".zattrs")
+    else:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def array_info(folder: Path) -> ArrayInfo:
+    """
+    Read and check the metadata of a stored array.
+
+    Raises
+    ------
+    TomoscaleError
+        Metadata that are damaged, of an unknown format, or that ask for what this project does not read:
+        an unusual type, an unknown codec, an absurd shape.
+    """
+    try:
+        if (folder / "zarr.json").is_file():
+            info = _version3(folder)
+        else:
+            info = _version2(folder)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, TomoscaleError):
+            raise
+        raise TomoscaleError(f"{folder}: metadata incomplete or not understood: {error!r}") from None
+    _check(folder, info)
+    return info
+
+
+def _version3(folder: Path) -> ArrayInfo:
+    m = read_json(folder / "zarr.json")
+    if m["zarr_format"] != 3:
+        raise TomoscaleError(f"{folder}: zarr_format {m['zarr_format']!r}; expected 2 or 3")
+    if m["chunk_grid"]["name"] != "regular":
+        raise TomoscaleError(f"{folder}: chunk grid {m['chunk_grid']['name']!r}; expected 'regular'")
+    stored = _integers(m["chunk_grid"]["configuration"]["chunk_shape"])
+    codecs, chunks = m["codecs"], stored
+    for codec in _walk(codecs, folder):
+        if codec["name"] == "sharding_indexed":
+            chunks = _integers(codec["configuration"]["chunk_shape"])
+    key = m.get("chunk_key_encoding", {"name": "default"})
+    separator = key.get("configuration", {}).get("separator", "/" if key["name"] == "default" else ".")
+    if separator not in ("/", ".") or key["name"] not in ("default", "v2"):
+        raise TomoscaleError(f"{folder}: chunk keys {key!r} are not understood")
+    names = m.get("dimension_names")
+    return ArrayInfo(
+        shape=_integers(m["shape"]),
+        dtype=_dtype(folder, m["data_type"]),
+        chunks=chunks,
+        stored=stored,
+        codecs=tuple(codecs),
+        separator=separator if key["name"] == "default" else f"v2{separator}",
+        zarr_format=3,
+        dimension_names=tuple(names) if names else None,
+        attributes=m.get("attributes", {}),
+    )
+
+
+def _walk(codecs: Any, folder: Path) -> list[dict[str, Any]]:
+    """Return all codecs, those inside shards too; unknown ones are refused."""
+    if not isinstance(codecs, list) or not codecs:
+        raise TomoscaleError(f"{folder}: no codecs in the metadata")
+    found = []
+    for codec in codecs:
+        if codec["name"] not in CODECS_V3:
+            raise TomoscaleError(
+                f"{folder}: codec {codec['name']!r} is not read; known are {', '.join(sorted(CODECS_V3))}"
+            )
+        found.append(codec)
+        for inner in ("codecs", "index_codecs"):
+            if inner in codec.get("configuration", {}):
+                found += _walk(codec["configuration"][inner], folder)
+    return found
+
+
+def _version2(folder: Path) -> ArrayInfo:
+    m = read_json(folder / ".zarray")
+    if m["zarr_format"] != 2:
+        raise TomoscaleError(f"{folder}: zarr_format {m['zarr_format']!r}; expected 2 or 3")
+    for codec in [*(m.get("filters") or []), *([m["compressor"]] if m.get("compressor") else [])]:
+        if codec["id"] not in CODECS_V2:
+            raise TomoscaleError(
+                f"{folder}: codec {codec['id']!r} is not read; known are {', '.join(sorted(CODECS_V2))}"
+            )
+    chunks = _integers(m["chunks"])
+    return ArrayInfo(
+        shape=_integers(m["shape"]),
+        dtype=_dtype(folder, m["dtype"]),
+        chunks=chunks,
+        stored=chunks,
+        codecs=(),
+        separator=m.get("dimension_separator", "."),
+        zarr_format=2,
+        attributes=attributes_of(folder),
+    )
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(v) is not int for v in values):
+        raise TypeError(f"{values!r} is not a list of integers")
+    return tuple(values)
+
+
+def _dtype(folder: Path, name: Any) -> np.dtype:
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.newbyteorder("=").name not in DTYPES or dtype.hasobject:
+        raise TomoscaleError(f"{folder}: dtype {name!r}; expected integers or floats of 8 to 64 bits")
+    return dtype
+
+
+def _check(folder: Path, info: ArrayInfo) -> None:
+    if any(n < 1 for n in info.shape) or not info.shape:
+        raise TomoscaleError(f"{folder}: shape {info.shape}; expected at least one element along every axis")
+    if any(c < 1 for c in (*info.chunks, *info.stored)):
+        raise TomoscaleError(f"{folder}: chunks {info.chunks}; expected at least 1 along every axis")
+    if len(info.chunks) != len(info.shape) or len(info.stored) != len(info.shape):
+        raise TomoscaleError(f"{folder}: chunks {info.chunks} do not have the rank of shape {info.shape}")
+    if any(s % c for s, c in zip(info.stored, info.chunks, strict=True)):
+        raise TomoscaleError(f"{folder}: shards {info.stored} are not whole chunks {info.chunks}")
+    total = math.prod(info.shape) * info.dtype.itemsize
+    if total > MAX_ARRAY_BYTES:
+        raise TomoscaleError(
+            f"{folder}: shape {info.shape} claims {total:.2e} bytes; at most {MAX_ARRAY_BYTES:.0e} are read"
+        )
+    chunk = math.prod(info.chunks) * info.dtype.itemsize
+    if chunk > MAX_CHUNK_BYTES:
+        raise TomoscaleError(
+            f"{folder}: a chunk {info.chunks} claims {chunk:.2e} bytes; at most {MAX_CHUNK_BYTES:.0e} are read"
+        )

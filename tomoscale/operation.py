@@ -1,0 +1,132 @@
+"""An operation: an ordinary function whose signature is also its command, its checks and its provenance."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import numpy as np
+
+from tomoscale import blocks, store
+from tomoscale.parameters import Volume, checked, name_of
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which operation made an array, from what: the record that a result carries."""
+
+    operation: str
+    parameters: dict[str, Any]
+    inputs: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def operation(command: str) -> Callable[[Function], Function]:
+    """
+    Make a function an operation.
+
+    Its keyword-only parameters are checked (`parameters.checked`), volumes may be given as paths or
+    arrays, and the lazy arrays that it returns carry their origin.
+
+    Parameters
+    ----------
+    command : str
+        The subcommand, `background` or `simulate dct`.
+    """
+
+    def decorate(function: Function) -> Function:
+        inner = checked(function)
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            volumes = _volume_parameters(function)
+            opened = [
+                _open(a) if n in volumes else a for n, a in zip(signature.parameters, args, strict=False)
+            ]
+            named = {n: _open(a) if n in volumes else a for n, a in options.items()}
+            result = inner(*opened, **named)
+            bound = signature.bind(*opened, **named)
+            bound.apply_defaults()
+            _stamp(result, _origin(function, bound.arguments))
+            return result
+
+        call.command = command  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def command(name: str) -> Callable[[Function], Function]:
+    """Make a function that acts at once (`info`, `report`) a command of this name."""
+
+    def decorate(function: Function) -> Function:
+        inner = checked(function)
+        inner.command = name  # type: ignore[attr-defined]
+        inner.acts = True  # type: ignore[attr-defined]
+        return inner
+
+    return decorate
+
+
+def _open(value: Any) -> Any:
+    """Open what stands for a volume; the word `none` refuses one that would be found."""
+    return value if isinstance(value, str) and value == "none" else store.as_volume(value)
+
+
+@functools.cache
+def _volume_parameters(function: Callable[..., Any]) -> frozenset[str]:
+    hints = get_type_hints(function)
+    return frozenset(n for n, h in hints.items() if Volume in (h, *getattr(h, "__args__", ())))
+
+
+def fields_of(result: Any) -> dict[str, Any]:
+    """Return the fields of a result by name: of a named tuple, a mapping, or a single array."""
+    if isinstance(result, Mapping):
+        return dict(result)
+    if hasattr(result, "_asdict"):
+        return dict(result._asdict())
+    return {"volume": result}
+
+
+def _origin(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Origin:
+    parameters: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    history: list[dict[str, Any]] = []
+    for name, value in arguments.items():
+        if isinstance(value, store.Volume):
+            inputs[name] = value.identity()
+            history = history or value.history()
+        else:
+            parameters[name] = _plain(value)
+    return Origin(name_of(function), parameters, inputs, history)
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON holds it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if hasattr(value, "identity"):
+        return value.identity()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _stamp(result: Any, origin: Origin) -> None:
+    for array in _lazy(result):
+        blocks.state(array, origin=origin)
+
+
+def _lazy(result: Any) -> Iterator[Any]:
+    for value in fields_of(result).values():
+        if hasattr(value, "dask"):
+            yield value

@@ -1,0 +1,183 @@
+"""What a run will cost, as arithmetic, before anything runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tomoscale import blocks
+from tomoscale.blocks import Cost
+from tomoscale.cluster import USABLE, Connection, worker_bytes
+from tomoscale.errors import TomoscaleError
+from tomoscale.progress import human_bytes
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Arrays that one set of blocks fills together."""
+
+    arrays: Mapping[str, Any]
+    cost: Cost
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the pass."""
+        return int(math.prod(next(iter(self.arrays.values())).numblocks))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Tasks, memory and traffic of a run.
+
+    Parameters
+    ----------
+    title : str
+        The operation.
+    passes : tuple of Pass
+        Written one after the other.
+    small_bytes : int
+        Bytes of arrays that are not lazy.
+    """
+
+    title: str
+    passes: tuple[Pass, ...]
+    small_bytes: int = 0
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of all passes; the scheduler gets one task for each."""
+        return sum(p.n_blocks for p in self.passes)
+
+    @property
+    def n_graph_tasks(self) -> int:
+        """Tasks of the lazy arrays, those for small results that come first included."""
+        layers: dict[str, int] = {}
+        for p in self.passes:
+            for array in p.arrays.values():
+                layers.update({name: len(layer) for name, layer in array.dask.layers.items()})
+        return sum(layers.values())
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that the largest block holds at once."""
+        return max((p.cost.block for p in self.passes), default=0)
+
+    @property
+    def read(self) -> int:
+        """Bytes decoded from storage."""
+        return sum(p.cost.read for p in self.passes)
+
+    @property
+    def written(self) -> int:
+        """Bytes written, before compression."""
+        return sum(p.cost.written for p in self.passes) + self.small_bytes
+
+    def worker_bytes(self, threads: int = 1) -> int:
+        """Bytes that a worker with so many threads needs."""
+        return worker_bytes(self.block_bytes, threads)
+
+    def describe(self, connection: Connection | None = None, target: Path | None = None) -> str:
+        """Return the plan for people."""
+        lines = [self.title]
+        for p in self.passes:
+            for name, array in p.arrays.items():
+                lines.append(
+                    f"  {name:<18} {_shape(array.shape)} {array.dtype}, "
+                    f"{p.n_blocks} blocks of {_shape(array.chunksize)}, chunks {_shape(_stored(array))}"
+                )
+        threads = connection.threads if connection else 1
+        each = self.worker_bytes(threads)
+        lines.append(f"  tasks              {self.n_blocks} submitted, {self.n_graph_tasks} in the graph")
+        memory = (
+            f"  memory             {human_bytes(self.block_bytes)} per block, {human_bytes(each)} per worker"
+        )
+        if connection:
+            memory += (
+                f", {human_bytes(each * connection.workers)} in all for {connection.where} "
+                f"(limit {human_bytes(connection.memory)} each)"
+            )
+        lines.append(memory)
+        lines.append(
+            f"  reads, writes      {human_bytes(self.read)} decoded, {human_bytes(self.written)} before compression"
+        )
+        if target is not None:
+            free = shutil.disk_usage(_existing(target)).free
+            lines.append(f"  output             {target} ({human_bytes(free)} free)")
+        return "\n".join(lines)
+
+    def check_memory(self, connection: Connection) -> None:
+        """
+        Refuse a plan that does not fit the workers.
+
+        Raises
+        ------
+        TomoscaleError
+            With the figure, the limit and the option that helps.
+        """
+        need, limit = self.worker_bytes(connection.threads), int(USABLE * connection.memory)
+        if need > limit:
+            raise TomoscaleError(
+                f"{self.title}: blocks of {human_bytes(self.block_bytes)} need {human_bytes(need)} per worker, "
+                f"of its {human_bytes(connection.memory)} {USABLE:.0%} may be used; try fewer --threads or --workers, "
+                "or a larger --memory"
+            )
+
+    def check_disk(self, target: Path, share: float = 1.0) -> str | None:
+        """
+        Refuse an output that cannot fit even when it compresses well; return a warning if it may not.
+
+        Raises
+        ------
+        TomoscaleError
+            With bytes needed and free.
+        """
+        free, need = shutil.disk_usage(_existing(target)).free, int(self.written * share)
+        if free < need / 4:
+            raise TomoscaleError(
+                f"{target}: {human_bytes(need)} are to be written and {human_bytes(free)} are free; even compressed "
+                "fourfold they do not fit; free some space or give another output with -o"
+            )
+        if free < need:
+            return f"{human_bytes(need)} are to be written before compression and only {human_bytes(free)} are free"
+        return None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _stored(array: Any) -> tuple[int, ...]:
+    return tuple(blocks.facts(array).get("stored", array.chunksize))
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_place(target: Path, inputs: list[Path]) -> None:
+    """
+    Refuse an output that cannot be written, or that lies in, on or around an input.
+
+    Raises
+    ------
+    TomoscaleError
+        Before anything is computed.
+    """
+    target = Path(os.path.realpath(target))
+    parent = target.parent
+    if not parent.is_dir():
+        raise TomoscaleError(f"{target}: the folder {parent} does not exist; create it first")
+    if not os.access(parent, os.W_OK | os.X_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:
+        raise TomoscaleError(f"{target}: the folder {parent} is not writable")
+    for source in (Path(os.path.realpath(i)) for i in inputs):
+        if source == target or target in source.parents or source in target.parents:
+            raise TomoscaleError(f"{target}: the output lies in, on or around the input {source}")
