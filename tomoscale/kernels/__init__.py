@@ -1,1 +1,33 @@
-"""Block in, block out: plain loops about pixels, with `reference` saying what each kernel means."""
+"""
+Block in, block out: plain loops about pixels, with `reference` saying what each kernel means.
+
+Importing this package is cheap: a kernel's module, and Numba with it, is loaded when the kernel is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "moving_median": "_moving_median",
+    "moving_median_windows": "_moving_median",
+    "frame_median": "_frame_median",
+    "clean_frames": "_clean_frames",
+    "normalise": "_clean_frames",
+    "normalise_rint": "_clean_frames",
+}
+
+__all__ = [*_HOME, "reference"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tomoscale.kernels.{_HOME[name]}"), name)
+    if name == "reference":
+        return importlib.import_module("tomoscale.kernels.reference")
+    raise AttributeError(f"module 'tomoscale.kernels' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,157 @@
+"""Moving medians tile by tile: running counts where the samples allow, warm brackets everywhere else."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._lanes import LANES, load_keys, make_room, store_means
+from tomoscale.kernels._running_counts import count_window, encode, new_ladder, read_middles, rest_on, update
+from tomoscale.kernels._warm_bracket import new_bracket, solve_cold, solve_warm
+
+
+class Samples(NamedTuple):
+    """The frames as bits, and how to read them."""
+
+    bits: Any  # (frame, pixel), unsigned
+    flip: Any  # the sign bit of signed types, else 0
+    is_float: Any
+    top: Any  # the largest key
+
+
+class Lanes(NamedTuple):
+    """What is known of one tile."""
+
+    keys: Any  # sliding buffer of the brackets
+    codes: Any  # sliding buffer of the running counts
+    row: Any  # keys of one frame
+    bits: Any
+    lower: Any  # the two middle keys of the last window
+    upper: Any
+
+
+@compiled
+def median_tiles(samples, kinds, starts, stops, patience, out):  # type: ignore[no-untyped-def]
+    """
+    Write the median of frames[start:stop] to `out` (window, pixel); return how many windows were solved by counts.
+
+    A tile starts with brackets, goes on with running counts, returns to brackets for the window where these gave up, and
+    stays with brackets once that has happened more than `patience` times and in more than one window of sixteen.
+    """
+    key, whole, real = kinds
+    n_frames, n_pixels = samples.bits.shape
+    n_windows = starts.size
+    n_rows = min(n_frames, 2 * np.max(stops - starts))
+    lanes = Lanes(
+        np.zeros((n_rows, LANES), key),
+        np.zeros((n_rows, LANES), np.uint8),
+        np.zeros(LANES, key),
+        np.zeros(LANES, np.uint32),
+        np.zeros(LANES, key),
+        np.zeros(LANES, key),
+    )
+    bracket = new_bracket(key, whole, real)
+    ladder = new_ladder(key)
+    n_by_counts = 0
+    for first in range(0, n_pixels, LANES):
+        target = out[:, first : first + LANES]
+        done, n_given_up, seen_nan = 0, 0, False
+        while done < n_windows:
+            counting = n_given_up <= patience + done // 16
+            end = done + 1 if counting else n_windows
+            seen_nan |= _by_brackets(samples, first, lanes, bracket, starts, stops, done, end, target)
+            done = end
+            if counting and done < n_windows:
+                end, nan = _by_counts(samples, first, lanes, ladder, starts, stops, done, target)
+                seen_nan |= nan
+                n_by_counts += end - done
+                n_given_up += end < n_windows
+                done = end
+        if seen_nan:
+            _spread_nan(samples.bits, first, starts, stops, target)
+    return n_by_counts
+
+
+@compiled
+def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out):  # type: ignore[no-untyped-def]
+    """Solve windows [begin, end) by brackets; return whether a NaN was read."""
+    bits, flip, is_float, top = samples
+    keys = lanes.keys
+    seen_nan = False
+    origin = filled = old_start = old_stop = starts[begin]
+    for w in range(begin, end):
+        start, stop = starts[w], stops[w]
+        warm = w > begin and (start - old_start) + (stop - old_stop) < stop - start
+        if start >= filled:
+            origin = filled = start
+        origin = make_room(keys, origin, old_start if warm else start, filled, stop)
+        for k in range(filled, stop):
+            seen_nan |= load_keys(bits, flip, is_float, k, first, keys[k - origin])
+        filled = stop
+        rows = keys[start - origin : stop - origin]
+        if warm:
+            entered = keys[old_stop - origin : stop - origin]
+            left = keys[old_start - origin : start - origin]
+            solve_warm(rows, entered, left, bracket, top, lanes.lower, lanes.upper)
+        else:
+            solve_cold(rows, bracket, top, lanes.lower, lanes.upper)
+        store_means(lanes.lower, lanes.upper, flip, is_float, lanes.bits, out[w])
+        old_start, old_stop = start, stop
+    return seen_nan
+
+
+@compiled
+def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # type: ignore[no-untyped-def]
+    """Solve windows from `begin` on by running counts; return the first that is not solved, and whether NaN was read."""
+    bits, flip, is_float, _ = samples
+    codes, row = lanes.codes, lanes.row
+    rest_on(ladder, lanes.lower)
+    seen_nan = False
+    origin = filled = old_start = old_stop = starts[begin]
+    for w in range(begin, starts.size):
+        start, stop = starts[w], stops[w]
+        if stop - start > 65_535:
+            return w, seen_nan
+        warm = w > begin and (start - old_start) + (stop - old_stop) < stop - start
+        if start >= filled:
+            origin = filled = start
+        origin = make_room(codes, origin, old_start if warm else start, filled, stop)
+        for k in range(filled, stop):
+            seen_nan |= load_keys(bits, flip, is_float, k, first, row)
+            encode(row, ladder.base, codes[k - origin])
+        filled = stop
+        rows = codes[start - origin : stop - origin]
+        if warm:
+            update(ladder, codes[old_stop - origin : stop - origin], True)
+            update(ladder, codes[old_start - origin : start - origin], False)
+        else:
+            count_window(ladder, rows)
+        if not read_middles(ladder, rows, lanes.lower, lanes.upper):
+            return w, seen_nan
+        store_means(lanes.lower, lanes.upper, flip, is_float, lanes.bits, out[w])
+        old_start, old_stop = start, stop
+    return starts.size, seen_nan
+
+
+@compiled
+def _spread_nan(bits, first, starts, stops, out):  # type: ignore[no-untyped-def]
+    """Make every median NaN whose window holds one, from the float32 bits of the samples."""
+    n_nan = np.zeros(out.shape[1], np.int64)
+    entered = left = 0
+    for w in range(starts.size):
+        while entered < stops[w]:
+            n_nan += _is_nan(bits[entered, first : first + out.shape[1]])
+            entered += 1
+        while left < starts[w]:
+            n_nan -= _is_nan(bits[left, first : first + out.shape[1]])
+            left += 1
+        for j in range(out.shape[1]):
+            if n_nan[j] > 0:
+                out[w, j] = np.nan
+
+
+@compiled
+def _is_nan(bits):  # type: ignore[no-untyped-def]
+    return (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)

@@ -1,0 +1,239 @@
+"""
+Moving medians of any keys: each pixel carries a bracket around its median from one window to the next.
+
+With C(v) = how many samples of the window lie below v, and r the rank of the lower median, the bracket [low, high)
+satisfies C(low) <= r < C(high). From window to window both counts are corrected by the frames that enter and leave.
+Where the median has left its bracket, or the bracket is still too wide, passes over the window count below one probe
+per pixel: four to eight passes per window instead of the sixteen of a bisection.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._lanes import LANES, count_below
+
+INTERPOLATIONS = 7
+"""Probes placed by interpolation before bisection takes over, which ends on every input."""
+
+
+class Bracket(NamedTuple):
+    """One bracket per lane, in signed integers wider than the keys: `high` may be one beyond the largest key."""
+
+    low: Any
+    high: Any
+    below_low: Any  # C(low)
+    below_high: Any  # C(high)
+    spacing: Any  # distance of neighbouring samples near the median, floating point
+    probe: Any  # work space from here on: where to count next, as a key
+    other: Any
+    partial: Any  # counts of at most 65,535 rows
+    count: Any
+    smallest: Any
+    largest: Any
+
+
+@compiled
+def new_bracket(key, whole, real):  # type: ignore[no-untyped-def]
+    """Allocate the brackets of one tile: `whole` and `real` have room for every key of type `key`, and one more."""
+    return Bracket(
+        np.zeros(LANES, whole),
+        np.zeros(LANES, whole),
+        np.zeros(LANES, whole),
+        np.zeros(LANES, whole),
+        np.ones(LANES, real),
+        np.zeros(LANES, key),
+        np.zeros(LANES, key),
+        np.zeros(LANES, np.uint16),
+        np.zeros(LANES, whole),
+        np.zeros(LANES, key),
+        np.zeros(LANES, key),
+    )
+
+
+@compiled
+def solve_cold(rows, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
+    """Write the two middle keys of all `rows`, knowing nothing: start from their extremes and bisect."""
+    b = bracket
+    key, whole = b.probe.dtype.type, b.low.dtype.type
+    b.probe[:] = key(0)
+    _extremes_from(rows, b.probe, b.smallest, b.largest)
+    for j in range(LANES):
+        b.low[j] = whole(b.smallest[j])
+        b.high[j] = whole(b.largest[j]) + whole(1)
+        b.below_low[j] = whole(0)
+        b.below_high[j] = whole(rows.shape[0])
+    _narrow_down(rows, b, top, 0)
+    _read_off(rows, b, top, lower, upper)
+
+
+@compiled
+def solve_warm(rows, entered, left, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
+    """Write the two middle keys of all `rows`, from the bracket of the window before and the frames that changed."""
+    b = bracket
+    key, whole = b.probe.dtype.type, b.low.dtype.type
+    n = whole(rows.shape[0])
+    for j in range(LANES):
+        b.probe[j] = key(b.low[j])
+        b.other[j] = key(min(b.high[j], whole(top)))
+    _count(entered, b.probe, b, b.below_low, 1)
+    _count(entered, b.other, b, b.below_high, 1)
+    _count(left, b.probe, b, b.below_low, -1)
+    _count(left, b.other, b, b.below_high, -1)
+    for j in range(LANES):
+        b.below_high[j] = n if b.high[j] > whole(top) else b.below_high[j]
+    _narrow_down(rows, b, top, INTERPOLATIONS)
+    _read_off(rows, b, top, lower, upper)
+
+
+@compiled
+def _count(rows, threshold, bracket, count, sign):  # type: ignore[no-untyped-def]
+    """Add to `count`, or subtract from it, how many of the rows lie below the threshold."""
+    whole = count.dtype.type
+    for first in range(0, rows.shape[0], 65_528):
+        count_below(rows[first : first + 65_528], threshold, bracket.partial)
+        if sign > 0:
+            for j in range(LANES):
+                count[j] += whole(bracket.partial[j])
+        else:
+            for j in range(LANES):
+                count[j] -= whole(bracket.partial[j])
+
+
+@compiled
+def _narrow_down(rows, bracket, top, interpolations):  # type: ignore[no-untyped-def]
+    """Count below probes until every bracket shows its median."""
+    b = bracket
+    whole = b.low.dtype.type
+    n = whole(rows.shape[0])
+    rank = whole((rows.shape[0] - 1) // 2)
+    tries = 0
+    while _place_probes(b, rank, whole(top), tries, interpolations) > 0:
+        b.count[:] = whole(0)
+        _count(rows, b.probe, b, b.count, 1)
+        _tighten(b, rank, n, whole(top))
+        tries += 1
+
+
+@compiled
+def _place_probes(bracket, rank, top, tries, interpolations):  # type: ignore[no-untyped-def]
+    """
+    Choose where to count next; return how many pixels still need it.
+
+    Outside the bracket: beyond it by the missing ranks times the spacing of the samples, twice as far at each try.
+    Inside: at the rank's share of the bracket. Solved pixels count at `low` again, which changes nothing.
+    """
+    low, high, below_low, below_high, spacing, probe = bracket[:6]
+    key, whole, real = probe.dtype.type, low.dtype.type, spacing.dtype.type
+    one, half = whole(1), real(0.5)
+    reach = real(1 << min(tries, 40))
+    interpolate = tries < interpolations
+    n_open = whole(0)
+    for j in range(LANES):
+        lo, hi, n_lo, n_hi = low[j], high[j], below_low[j], below_high[j]
+        up, down = rank >= n_hi, rank < n_lo
+        solved = (not up) and (not down) and (hi - lo <= one or n_lo == rank or n_hi == rank + one)
+        missing = rank - n_hi + one if up else n_lo - rank
+        jump = max(one, whole(min(real(missing) * reach * spacing[j] + half, real(top))))
+        share = (real(rank - n_lo) + half) / real(max(n_hi - n_lo, one)) if interpolate else half
+        inside = min(max(lo + whole(real(hi - lo) * share), lo + one), hi - one)
+        t = hi + jump if up else (lo - jump if down else inside)
+        t = lo if solved else t
+        probe[j] = key(min(max(t, whole(0)), top))
+        n_open += whole(0) if solved else one
+    return n_open
+
+
+@compiled
+def _tighten(bracket, rank, n, top):  # type: ignore[no-untyped-def]
+    """Move the ends of the brackets to the probes that were counted."""
+    low, high, below_low, below_high, spacing, probe = bracket[:6]
+    count = bracket.count
+    whole, real = low.dtype.type, spacing.dtype.type
+    one = whole(1)
+    for j in range(LANES):
+        lo, hi, n_lo, n_hi = low[j], high[j], below_low[j], below_high[j]
+        t, c = whole(probe[j]), count[j]
+        up, down = rank >= n_hi, rank < n_lo
+        solved = (not up) and (not down) and (hi - lo <= one or n_lo == rank or n_hi == rank + one)
+        beyond = up and hi >= top  # nothing lies beyond the largest key, so it is the median
+        raise_low = (not up) and (down or c <= rank)
+        new_lo = hi if up else (t if raise_low else lo)
+        new_n_lo = n_hi if up else (c if raise_low else n_lo)
+        new_hi = lo if down else (hi if raise_low else t)
+        new_n_hi = n_lo if down else (n_hi if raise_low else c)
+        new_hi = top + one if beyond else new_hi
+        new_n_hi = n if beyond else new_n_hi
+        low[j] = lo if solved else new_lo
+        high[j] = hi if solved else new_hi
+        below_low[j] = n_lo if solved else new_n_lo
+        below_high[j] = n_hi if solved else new_n_hi
+        enclosed = new_n_hi - new_n_lo
+        gap = max(real(new_hi - new_lo) / real(max(enclosed, one)), real(0.001))
+        spacing[j] = gap if enclosed >= 2 and not solved else spacing[j]
+
+
+@compiled
+def _read_off(rows, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
+    """Write the two middle keys, given brackets that show the lower one."""
+    b = bracket
+    key, whole = b.probe.dtype.type, b.low.dtype.type
+    n = rows.shape[0]
+    rank = whole((n - 1) // 2)
+    n_wide = 0
+    for j in range(LANES):
+        n_wide += b.high[j] - b.low[j] > whole(1)
+        lower[j] = key(b.low[j])
+    if n_wide > 0:
+        # The median is the first sample from `low` on, or the last one before `high`.
+        for j in range(LANES):
+            b.other[j] = key(min(b.high[j], whole(top)))
+        _extremes_within(rows, lower, b.other, b.smallest, b.largest)
+        for j in range(LANES):
+            first, last = b.smallest[j], b.largest[j]
+            wide = b.high[j] - b.low[j] > whole(1)
+            lower[j] = (first if b.below_low[j] == rank else last) if wide else lower[j]
+    upper[:] = lower
+    if n % 2 == 0:
+        # The upper middle is the same key if that occurs often enough, else the next sample above.
+        for j in range(LANES):
+            b.other[j] = key(min(whole(lower[j]) + whole(1), whole(top)))
+            b.count[j] = whole(0)
+        _count(rows, b.other, b, b.count, 1)
+        _extremes_from(rows, b.other, b.smallest, b.largest)
+        for j in range(LANES):
+            same = b.count[j] > whole(n // 2) or whole(lower[j]) == whole(top)
+            upper[j] = lower[j] if same else b.smallest[j]
+
+
+@compiled
+def _extremes_from(rows, low, smallest, largest):  # type: ignore[no-untyped-def]
+    """Per lane, the smallest key that is not below `low` (the largest possible if there is none), and the largest key."""
+    key = low.dtype.type
+    nothing = key(~key(0))
+    smallest[:] = nothing
+    largest[:] = key(0)
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        for j in range(LANES):
+            x = row[j]
+            smallest[j] = min(smallest[j], x if x >= low[j] else nothing)
+            largest[j] = max(largest[j], x)
+
+
+@compiled
+def _extremes_within(rows, low, high, smallest, largest):  # type: ignore[no-untyped-def]
+    """Per lane, the smallest key that is not below `low` and the largest one below `high`."""
+    key = low.dtype.type
+    nothing = key(~key(0))
+    smallest[:] = nothing
+    largest[:] = key(0)
+    for k in range(rows.shape[0]):
+        row = rows[k]
+        for j in range(LANES):
+            x = row[j]
+            smallest[j] = min(smallest[j], x if x >= low[j] else nothing)
+            largest[j] = max(largest[j], x if x < high[j] else key(0))
