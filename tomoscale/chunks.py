@@ -106,6 +106,11 @@ class ChunkFiles:
         """Return the names of all chunks."""
         return (self.key(i) for i in np.ndindex(*self.grid))
 
+    def keys_of(self, start: Sequence[int], shape: Sequence[int]) -> list[str]:
+        """Return the names of the chunks of a block."""
+        ranges = [range(s // c, -(-(s + n) // c)) for s, n, c in zip(start, shape, self.chunks, strict=True)]
+        return [self.key(i) for i in itertools.product(*ranges)]
+
     # ------------------------------------------------------------ reading
 
     def read(self, window: Window) -> np.ndarray:

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -143,6 +144,8 @@ class Job:
 
     def release(self) -> None:
         """Let another run take the output."""
+        if not self.folder.is_dir():
+            return
         (self.folder / "lock.json").unlink(missing_ok=True)
 
     def _sweep(self) -> None:
@@ -154,12 +157,9 @@ class Job:
 
     def finish(self, fields: Iterable[str], attributes: Mapping[str, Any]) -> None:
         """Turn the record into manifests, mark the result complete and give it its name, in this order."""
-        merged: dict[str, dict[str, Stored]] = {name: {} for name in fields}
-        for record in self.finished().values():
-            for name, objects in record.items():
-                merged[name].update({o.key: o for o in objects})
-        for name, objects in merged.items():
-            write_manifest(self.root / name, objects.values())
+        done = self.finished()
+        for name in fields:
+            write_manifest(self.root / name, done[name].values())
         store.write_json(self.root / "zarr.json", _group(attributes))
         shutil.rmtree(self.folder)
         sync_folder(self.root)
@@ -175,17 +175,16 @@ class Job:
 
     # ------------------------------------------------------------ blocks
 
-    def finished(self) -> dict[str, Record]:
-        """Return the records of all finished blocks by their label; the newest of a block counts."""
-        done: dict[str, Record] = {}
+    def finished(self) -> dict[str, dict[str, Stored]]:
+        """Return the recorded objects of every field by key; the newest record of an object counts."""
+        done: dict[str, dict[str, Stored]] = {}
         for file in sorted(self.folder.glob("blocks-*.jsonl"), key=lambda f: f.stat().st_mtime_ns):
             for line in file.read_bytes().split(b"\n"):
                 try:
                     entry = json.loads(line)
-                    done[entry["block"]] = {
-                        f: [Stored(*o) for o in objs] for f, objs in entry["objects"].items()
-                    }
-                except (ValueError, KeyError, TypeError):
+                    for name, objects in entry["objects"].items():
+                        done.setdefault(name, {}).update({o[0]: Stored(*o) for o in objects})
+                except (ValueError, KeyError, TypeError, IndexError):
                     continue  # the torn last line of a killed process
         return done
 
@@ -251,21 +250,23 @@ def read_manifest(array: Path) -> dict[str, Stored]:
 
 
 _journals: dict[str, int] = {}
+_opening = threading.Lock()
 
 
 def _journal_of_this_process(folder: Path) -> int:
     """Return the descriptor of this process's file; a new one if the job was replaced since."""
     key = f"{folder}:{os.getpid()}"
-    descriptor = _journals.get(key)
-    if descriptor is not None:
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
-    name = f"blocks-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
-    descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    sync_folder(folder)
-    _journals[key] = descriptor
-    return descriptor
+    with _opening:
+        descriptor = _journals.get(key)
+        if descriptor is not None:
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)
+        name = f"blocks-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        sync_folder(folder)
+        _journals[key] = descriptor
+        return descriptor
 
 
 def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,11 +274,12 @@ def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _started(pid: int) -> float | None:
-    """Return when a process started, to tell it from a later one of the same number."""
+    """Return when a process started, to tell it from a later one of the same number; None if it is no more."""
     import psutil
 
     try:
-        return round(psutil.Process(pid).create_time(), 1)
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 1)
     except psutil.Error:
         return None
 

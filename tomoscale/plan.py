@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tomoscale import blocks
-from tomoscale.blocks import Cost
 from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
 from tomoscale.progress import human_bytes
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Arrays that one set of blocks fills together."""
-
-    arrays: Mapping[str, Any]
-    cost: Cost
-
-    @property
-    def n_blocks(self) -> int:
-        """Blocks of the pass."""
-        return int(math.prod(next(iter(self.arrays.values())).numblocks))
+from tomoscale.result import Pass, Result, stored_chunks
 
 
 @dataclass(frozen=True)
@@ -48,6 +31,12 @@ class Plan:
     title: str
     passes: tuple[Pass, ...]
     small_bytes: int = 0
+
+    @classmethod
+    def of(cls, result: Result) -> Plan:
+        """Add up a result."""
+        small = sum(a.nbytes for a in (*result.once.values(), *result.small.values()))
+        return cls(result.origin.operation, tuple(result.passes), small)
 
     @property
     def n_blocks(self) -> int:
@@ -89,7 +78,7 @@ class Plan:
             for name, array in p.arrays.items():
                 lines.append(
                     f"  {name:<18} {_shape(array.shape)} {array.dtype}, "
-                    f"{p.n_blocks} blocks of {_shape(array.chunksize)}, chunks {_shape(_stored(array))}"
+                    f"{p.n_blocks} blocks of {_shape(array.chunksize)}, chunks {_shape(stored_chunks(array))}"
                 )
         threads = connection.threads if connection else 1
         each = self.worker_bytes(threads)
@@ -150,10 +139,6 @@ class Plan:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-
-def _stored(array: Any) -> tuple[int, ...]:
-    return tuple(blocks.facts(array).get("stored", array.chunksize))
 
 
 def _existing(path: Path) -> Path:

@@ -13,7 +13,7 @@ import itertools
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,18 @@ import numpy as np
 
 from tomoscale import blocks, cluster, journal, schedule, store
 from tomoscale._version import __version__
-from tomoscale.blocks import Cost
-from tomoscale.chunks import ChunkFiles
+from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
 from tomoscale.journal import Job, Record
-from tomoscale.operation import Origin, fields_of
-from tomoscale.plan import Pass, Plan, check_place
+from tomoscale.plan import Plan, check_place
 from tomoscale.progress import Progress
+from tomoscale.result import Pass, Result, stored_chunks
 from tomoscale.schedule import Task, execute, retried
 
 VERSIONED = ("dask", "numba", "numcodecs", "numpy", "zarr")
+SHOWN = 5
+"""Failed blocks that an error names."""
 
 
 def write(
@@ -80,9 +81,8 @@ def write(
         A signal came; what is finished is kept.
     """
     target = Path(path)
-    writing = _Writing(result, target, quiet)
-    inputs = [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i]
-    check_place(target, inputs)
+    writing = _Writing(Result.of(result), target, quiet)
+    check_place(target, [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i])
     if target.exists() and not overwrite:
         raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
     with schedule.interruptible(), cluster.current(connection) as workers:
@@ -91,11 +91,8 @@ def write(
         warning = writing.plan.check_disk(target)
         if warning:
             writing.say(f"warning: {warning}")
-        if workers.dashboard and not dry_run:
-            writing.say(f"  dashboard          {workers.dashboard}")
-        if dry_run:
-            return target
-        writing.run(workers, overwrite, keep_going)
+        if not dry_run:
+            writing.run(workers, overwrite, keep_going)
     return target
 
 
@@ -113,97 +110,95 @@ def plan(result: Any) -> Plan:
     Plan
         Its properties are figures; `describe()` is for people.
     """
-    lazy, small, _ = _sorted_fields(result)
-    origin = _origin(lazy)
-    return Plan(origin.operation, tuple(_passes(lazy)), sum(a.nbytes for a in small.values()))
+    return Plan.of(Result.of(result))
 
 
 class _Writing:
     """One result on its way to storage."""
 
-    def __init__(self, result: Any, target: Path, quiet: bool) -> None:
-        self.lazy, self.small, self.tables = _sorted_fields(result)
-        self.origin = _origin(self.lazy)
-        self.plan = plan(result)
+    def __init__(self, result: Result, target: Path, quiet: bool) -> None:
+        self.result, self.quiet = result, quiet
+        self.origin = result.origin
+        self.plan = Plan.of(result)
         self.job = Job(target.absolute())
-        self.quiet = quiet
         self.begin = time.monotonic()
 
     def say(self, text: str) -> None:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    # -------------------------------------------------------- the run
-
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
         resumed = self.job.begin(self.header(), overwrite=overwrite)
         try:
+            if workers.dashboard:
+                self.say(f"  dashboard          {workers.dashboard}")
             files = self.create()
             done = self.job.finished() if resumed else {}
             if resumed:
-                self.say(f"resuming: {len(done)} of {self.plan.n_blocks} blocks were finished")
-            graph = _merged(self.lazy)
-            self.compute_once(graph, workers)
-            for number, one in enumerate(self.plan.passes):
-                tasks = list(self.tasks(number, one, graph, files, done))
-                self.execute(
-                    f"{self.origin.operation}: {', '.join(one.arrays)}", tasks, one, workers, keep_going
-                )
-            for name, array in self.small.items():
-                self.job.append(f"small {name}", {name: files[name].write((0,) * array.ndim, array)})
+                self.say(f"going on where an earlier run stopped: {len(done)} objects are written")
+            graph = self.result.graph()
+            first = self.compute_first(graph, workers)
+            for one in self.plan.passes:
+                self.execute(one, list(self.tasks(one, graph, files, done)), workers, keep_going)
+            for name, array in {**first, **self.result.small}.items():
+                self.job.append(name, {name: files[name].write((0,) * array.ndim, array)})
             self.write_tables()
-            self.job.finish([*self.lazy, *self.small], self.attributes())
+            self.job.finish(list(self.result.arrays), self.attributes())
         except BaseException:
-            if self.job.folder.is_dir():
-                self.job.release()
+            self.job.release()
             raise
         self.say(f"complete: {self.job.target} ({time.monotonic() - self.begin:.1f} s)")
 
     def header(self) -> dict[str, Any]:
         """Return the fingerprint: what must be equal for a run to go on."""
         arrays = {
-            name: {"shape": list(a.shape), "dtype": str(a.dtype), "chunks": list(_stored(a))}
-            for name, a in {**self.lazy, **self.small}.items()
+            name: {"shape": list(a.shape), "dtype": str(a.dtype), "chunks": list(stored_chunks(a))}
+            for name, a in self.result.arrays.items()
         }
+        return {**self.made_by(), "arrays": arrays}
+
+    def made_by(self) -> dict[str, Any]:
+        """Return operation, parameters, inputs and versions."""
         return {
             "operation": self.origin.operation,
             "parameters": self.origin.parameters,
             "inputs": self.origin.inputs,
             "versions": versions(),
-            "arrays": arrays,
         }
 
     def create(self) -> dict[str, ChunkFiles]:
         """Create the groups and the arrays, marked incomplete."""
-        root = self.job.root
+        root, image = self.job.root, self.result.image()
         store.create_group(root, {"tomoscale": {"complete": False}})
         files = {}
-        for name, array in {**self.lazy, **self.small}.items():
+        for name, array in self.result.arrays.items():
             for parent in list(Path(name).parents)[:-1]:
                 store.create_group(root / parent, {})
-            names = [a["name"] for a in store.AXES["scan"]] if _image(array) == "scan" else None
-            files[name] = store.create_array(root / name, array.shape, array.dtype, _stored(array), names)
+            names = [a["name"] for a in store.AXES[image[1]["image"]]] if image and image[0] == name else None
+            files[name] = store.create_array(
+                root / name, array.shape, array.dtype, stored_chunks(array), names
+            )
         return files
 
-    def compute_once(self, graph: dict[Any, Any], workers: Connection) -> None:
-        """Compute the small results that every block needs, and put them into the graph."""
+    def compute_first(self, graph: dict[Any, Any], workers: Connection) -> dict[str, np.ndarray]:
+        """Compute the small results that every block needs, put them into the graph, return those of the result."""
         from dask.optimization import cull
 
-        for number, (key, array) in enumerate(_once(self.lazy)):
+        for number, (key, array) in enumerate(self.result.needed_first().items()):
             kept = self.job.load_once(number)
             if kept is None:
+                indices = {str(i): (array.name, *i) for i in np.ndindex(*array.numblocks)}
                 parts: dict[str, np.ndarray] = {}
-                indices = {str(i): i for i in np.ndindex(*array.numblocks)}
+                tasks = [
+                    Task(label, lambda k=k: (compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
+                    for label, k in indices.items()
+                ]
+                title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
+                with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
 
-                def make(index: tuple[int, ...], array: Any = array) -> Any:
-                    wanted = (array.name, *index)
-                    return compute_part, (cull(graph, [wanted])[0], wanted)
-
-                tasks = [Task(label, lambda i=i: make(i)) for label, i in indices.items()]  # type: ignore[misc]
-                title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0]}"
-                with Progress(title, len(tasks), quiet=self.quiet) as progress:
-
-                    def done(task: Task, part: Any, progress: Progress = progress) -> None:
+                    def done(
+                        task: Task, part: Any, parts: Any = parts, progress: Progress = progress
+                    ) -> None:
                         parts[task.label] = part
                         progress.advance()
 
@@ -211,75 +206,72 @@ class _Writing:
                 kept = blocks.assemble(array.numblocks, [parts[label] for label in indices])
                 self.job.keep_once(number, kept)
             graph[key] = kept
+        return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
 
     def tasks(
         self,
-        number: int,
         one: Pass,
         graph: dict[Any, Any],
         files: dict[str, ChunkFiles],
-        done: dict[str, Record],
-    ) -> Any:
-        """Yield the task of every block, with its record of an earlier run."""
+        done: dict[str, dict[str, Stored]],
+    ) -> Iterator[Task]:
+        """Yield the task of every block, with its record where an earlier run finished it."""
         from dask.optimization import cull
 
         starts = {name: [_starts(c) for c in a.chunks] for name, a in one.arrays.items()}
-        for index in np.ndindex(*next(iter(one.arrays.values())).numblocks):
-            label = f"{number} {' '.join(map(str, index))}"
+        for index in np.ndindex(*one.grid):
 
-            def make(index: tuple[int, ...] = index, label: str = label) -> Any:
+            def make(index: tuple[int, ...] = index) -> Any:
                 keys = [(a.name, *index) for a in one.arrays.values()]
-                where = [
-                    (name, files[name], tuple(s[i] for s, i in zip(starts[name], index, strict=True)))
-                    for name in one.arrays
-                ]
-                return write_block, (cull(graph, keys)[0], keys, where, self.job, label, done.get(label))
+                record: Record | None = {}
+                where = []
+                for name, array in one.arrays.items():
+                    start = tuple(s[i] for s, i in zip(starts[name], index, strict=True))
+                    where.append((name, files[name], start))
+                    shape = tuple(c[i] for c, i in zip(array.chunks, index, strict=True))
+                    wanted = [done.get(name, {}).get(k) for k in files[name].keys_of(start, shape)]
+                    record = None if record is None or None in wanted else {**record, name: wanted}  # type: ignore[dict-item]
+                return write_block, (cull(graph, keys)[0], keys, where, self.job, _place(one, index), record)
 
-            yield Task(label, make)
+            yield Task(_place(one, index), make)
 
-    def execute(
-        self, title: str, tasks: list[Task], one: Pass, workers: Connection, keep_going: bool
-    ) -> None:
+    def execute(self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool) -> None:
+        title = f"{self.origin.operation}: {', '.join(one.arrays)}"
         block_bytes = one.cost.written / max(1, len(tasks))
         with Progress(title, len(tasks), block_bytes=block_bytes, quiet=self.quiet) as progress:
+            outcome = execute(
+                tasks,
+                workers,
+                lambda task, worked: progress.advance(worked=worked),
+                tick=self.job.beat,
+                keep_going=keep_going,
+            )
+        self.settle(outcome)
 
-            def done(task: Task, worked: bool) -> None:
-                progress.advance(worked=worked)
-
-            outcome = execute(tasks, workers, done, tick=self.job.beat, keep_going=keep_going)
-        self.settle(outcome, one)
-
-    def settle(self, outcome: schedule.Outcome, one: Pass | None = None) -> None:
+    def settle(self, outcome: schedule.Outcome) -> None:
         """Turn what went wrong into the error that says so."""
         if outcome.interrupted:
             raise InterruptedRunError(
                 f"{outcome.interrupted}: {outcome.left} blocks are left; run the same command again to go on"
             )
-        if outcome.failed:
-            shown = [
-                f"{_place(label, one)}: {_one_line(error)}"
-                for label, error in itertools.islice(outcome.failed.items(), 5)
-            ]
-            more = f" and {len(outcome.failed) - 5} more" if len(outcome.failed) > 5 else ""
-            raise BlocksFailedError(
-                f"{self.origin.operation}: {len(outcome.failed)} blocks failed{more}, {outcome.left} not begun "
-                f"(the same command goes on there): {'; '.join(shown)}"
-            )
-
-    # -------------------------------------------------------- beside the blocks
+        if not outcome.failed:
+            return
+        for error in outcome.failed.values():
+            if type(error) is TomoscaleError:  # what came is wrong, not a block
+                raise error
+        shown = [f"{label}: {_one_line(e)}" for label, e in itertools.islice(outcome.failed.items(), SHOWN)]
+        more = f" (first {SHOWN} shown)" if len(outcome.failed) > SHOWN else ""
+        raise BlocksFailedError(
+            f"{self.origin.operation}: {len(outcome.failed)} blocks failed{more}, {outcome.left} are left, the same "
+            f"command goes on there: {'; '.join(shown)}"
+        )
 
     def write_tables(self) -> None:
-        if not self.tables:
-            return
+        """Write the tables beside the output."""
         import pyarrow.parquet
 
-        for name, table in self.tables.items():
-            suffix = ".parquet" if name == "table" else f"-{name}.parquet"
-            final = (
-                self.job.target.with_suffix(suffix)
-                if name == "table"
-                else Path(f"{self.job.target.with_suffix('')}{suffix}")
-            )
+        for table in self.result.tables.values():
+            final = self.job.target.with_suffix(".parquet")
             temporary = final.with_name(f".{final.name}.partial")
             pyarrow.parquet.write_table(table, temporary)
             temporary.replace(final)
@@ -287,21 +279,15 @@ class _Writing:
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the complete group: history, and what viewers read."""
         step = {
-            "operation": self.origin.operation,
-            "parameters": self.origin.parameters,
-            "inputs": self.origin.inputs,
-            "versions": versions(),
+            **self.made_by(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.begin, 1),
         }
         found: dict[str, Any] = {"tomoscale": {"complete": True, "history": [*self.origin.history, step]}}
-        for name, array in self.lazy.items():
-            if _image(array):
-                facts = blocks.facts(array)
-                found |= store.ome_image(
-                    name, facts["image"], facts.get("scale", (1, 1, 1)), facts.get("unit")
-                )
-                break
+        image = self.result.image()
+        if image:
+            name, facts = image
+            found |= store.ome_image(name, facts["image"], facts.get("scale", (1, 1, 1)), facts.get("unit"))
         return found
 
 
@@ -326,7 +312,7 @@ def write_block(
     """
     if record is not None and job.is_intact(record):
         return False
-    fields = retried(_compute_all, graph, keys)
+    fields = retried(_compute, graph, keys)
     written = {
         name: retried(files.write, start, field)
         for (name, files, start), field in zip(where, fields, strict=True)
@@ -336,111 +322,37 @@ def write_block(
 
 
 def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
-    return np.asarray(retried(_compute_all, graph, [key])[0])
+    """Compute one part of a small result."""
+    return np.asarray(retried(_compute, graph, [key])[0])
 
 
-def _compute_all(graph: dict[Any, Any], keys: list[Any]) -> Any:
+def _compute(graph: dict[Any, Any], keys: list[Any]) -> Any:
     from dask.local import get_sync
 
     return get_sync(graph, keys)
 
 
-# ---------------------------------------------------------------- what a result holds
-
-
-def _sorted_fields(result: Any) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
-    """Sort the fields of a result, and what it carries over, into lazy arrays, arrays and tables."""
-    fields = fields_of(result)
-    for value in list(fields.values()):
-        fields |= (
-            {n: v for n, v in blocks.facts(value).get("carried", {}).items() if n not in fields}
-            if hasattr(value, "dask")
-            else {}
-        )
-    lazy = {n: v for n, v in fields.items() if hasattr(v, "dask")}
-    small = {n: v for n, v in fields.items() if isinstance(v, np.ndarray)}
-    tables = {n: v for n, v in fields.items() if hasattr(v, "column_names")}
-    unknown = set(fields) - set(lazy) - set(small) - set(tables)
-    if unknown:
-        raise TomoscaleError(f"run.write: {', '.join(sorted(unknown))}: neither an array nor a table")
-    return lazy, small, tables
-
-
-def _origin(lazy: Mapping[str, Any]) -> Origin:
-    for array in lazy.values():
-        if "origin" in blocks.facts(array):
-            return blocks.facts(array)["origin"]
-    return Origin("run.write", {}, {}, [])
-
-
-def _passes(lazy: Mapping[str, Any]) -> list[Pass]:
-    """Put together the arrays that the same tasks yield."""
-    groups: dict[Any, dict[str, Any]] = {}
-    costs: dict[Any, Cost] = {}
-    for name, array in lazy.items():
-        facts = blocks.facts(array)
-        group = facts.get("made_by", array.name)
-        groups.setdefault(group, {})[name] = array
-        block = int(np.prod(array.chunksize)) * array.dtype.itemsize
-        costs[group] = facts.get("cost") or Cost(block=3 * block, read=0, written=array.nbytes)
-    return [Pass(arrays, costs[group]) for group, arrays in groups.items()]
-
-
-def _once(lazy: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Return the small results by their key in the graph, in a fixed order."""
-    found: dict[Any, Any] = {}
-    for array in lazy.values():
-        for name, layer in array.dask.layers.items():
-            once = getattr(layer, "facts", {}).get("once")
-            if once is not None:
-                found[(name,) + (0,) * once.ndim] = once
-    return list(found.items())
-
-
-def _merged(lazy: Mapping[str, Any]) -> dict[Any, Any]:
-    graph: dict[Any, Any] = {}
-    for array in lazy.values():
-        for layer in array.dask.layers.values():
-            graph.update(layer)
-    return graph
-
-
-def _stored(array: Any) -> tuple[int, ...]:
-    if isinstance(array, np.ndarray):
-        return tuple(max(1, n) for n in array.shape)
-    stored = tuple(blocks.facts(array).get("stored", array.chunksize))
-    whole = all(n % c == 0 for lengths, c in zip(array.chunks, stored, strict=True) for n in lengths[:-1])
-    if not whole:
-        raise TomoscaleError(
-            f"run.write: blocks {array.chunks} are not whole chunks of {stored}; rechunk the array"
-        )
-    return tuple(min(c, n) for c, n in zip(stored, array.shape, strict=True))
-
-
-def _image(array: Any) -> str | None:
-    return None if isinstance(array, np.ndarray) else blocks.facts(array).get("image")
+# ---------------------------------------------------------------- words
 
 
 def _starts(lengths: tuple[int, ...]) -> list[int]:
     return [0, *itertools.accumulate(lengths)][:-1]
 
 
-def _place(label: str, one: Pass | None) -> str:
-    """Say where in the output a block lies."""
-    if one is None:
-        return f"part {label}"
-    index = [int(i) for i in label.split()[1:]]
+def _place(one: Pass, index: tuple[int, ...]) -> str:
+    """Say where in the output a block lies: `frames[0:7200, 16:32, 0:2048]`."""
     name, array = next(iter(one.arrays.items()))
-    ranges = [f"{_starts(c)[i]}:{_starts(c)[i] + c[i]}" for c, i in zip(array.chunks, index, strict=True)]
-    return f"block {'-'.join(map(str, index))} ({name} {','.join(ranges)})"
+    starts = [_starts(c)[i] for c, i in zip(array.chunks, index, strict=True)]
+    ranges = [f"{s}:{s + c[i]}" for s, c, i in zip(starts, array.chunks, index, strict=True)]
+    return f"{name}[{', '.join(ranges)}]"
 
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError):
-        text = f"out of memory: {text}"
+        return f"out of memory: {text}"
     if type(error).__name__ == "KilledWorker":
-        text = "its worker died every time, of too little memory perhaps"
+        return "its worker died every time it was tried; of too little memory perhaps"
     return text if isinstance(error, TomoscaleError) else f"{type(error).__name__}: {text}"
 
 

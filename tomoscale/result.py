@@ -1,0 +1,160 @@
+"""What an operation returned, sorted into what a run does with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tomoscale import blocks
+from tomoscale.blocks import Cost
+from tomoscale.errors import TomoscaleError
+from tomoscale.operation import Origin, fields_of
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Lazy arrays that one set of blocks fills together."""
+
+    arrays: Mapping[str, Any]
+    cost: Cost
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of blocks along every axis."""
+        return next(iter(self.arrays.values())).numblocks
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.grid)
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    The fields of a result by what they are.
+
+    Parameters
+    ----------
+    lazy : mapping
+        Arrays filled block by block.
+    once : mapping
+        Small arrays that are computed before the blocks.
+    small : mapping
+        Arrays that are there already.
+    tables : mapping
+        Tables, written beside the output.
+    """
+
+    lazy: Mapping[str, Any]
+    once: Mapping[str, Any]
+    small: Mapping[str, np.ndarray]
+    tables: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, result: Any) -> Result:
+        """
+        Sort the fields of a result, and what it carries over from its input.
+
+        Raises
+        ------
+        TomoscaleError
+            A field that is neither an array nor a table.
+        """
+        fields = fields_of(result)
+        for value in list(fields.values()):
+            fields = {**_facts(value).get("carried", {}), **fields}
+        lazy, once, small, tables = {}, {}, {}, {}
+        for name, value in fields.items():
+            if "once" in _facts(value):
+                once[name] = value
+            elif hasattr(value, "dask"):
+                lazy[name] = value
+            elif isinstance(value, np.ndarray):
+                small[name] = value
+            elif hasattr(value, "column_names"):
+                tables[name] = value
+            else:
+                raise TomoscaleError(
+                    f"run.write: {name} is a {type(value).__name__}; expected an array or a table"
+                )
+        return cls(lazy, once, small, tables)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """All arrays of the output group."""
+        return {**self.lazy, **self.once, **self.small}
+
+    @property
+    def origin(self) -> Origin:
+        """Which operation made it; `run.write` itself for arrays of another making."""
+        for array in self.arrays.values():
+            if "origin" in _facts(array):
+                return _facts(array)["origin"]
+        return Origin("run.write", {}, {}, [])
+
+    @property
+    def passes(self) -> list[Pass]:
+        """Arrays that the same tasks yield, together."""
+        groups: dict[Any, dict[str, Any]] = {}
+        costs: dict[Any, Cost] = {}
+        for name, array in self.lazy.items():
+            facts = _facts(array)
+            group = facts.get("made_by", array.name)
+            groups.setdefault(group, {})[name] = array
+            block = int(math.prod(array.chunksize)) * array.dtype.itemsize
+            costs[group] = facts.get("cost") or Cost(block=3 * block, read=0, written=array.nbytes)
+        return [Pass(arrays, costs[group]) for group, arrays in groups.items()]
+
+    def needed_first(self) -> dict[Any, Any]:
+        """Return the small arrays that must be computed before the blocks, by their key in the graph."""
+        found: dict[Any, Any] = {}
+        for array in (*self.lazy.values(), *self.once.values()):
+            for name, layer in array.dask.layers.items():
+                once = getattr(layer, "facts", {}).get("once")
+                if once is not None:
+                    found[(name,) + (0,) * once.ndim] = once
+        return found
+
+    def graph(self) -> dict[Any, Any]:
+        """Return the tasks of all lazy arrays."""
+        merged: dict[Any, Any] = {}
+        for array in (*self.lazy.values(), *self.once.values()):
+            for layer in array.dask.layers.values():
+                merged.update(layer)
+        return merged
+
+    def image(self) -> tuple[str, dict[str, Any]] | None:
+        """Return the array that viewers are to show, and what its maker said of it."""
+        for name, array in self.lazy.items():
+            if "image" in _facts(array):
+                return name, _facts(array)
+        return None
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    return blocks.facts(value) if hasattr(value, "dask") else {}
+
+
+def stored_chunks(array: Any) -> tuple[int, ...]:
+    """
+    Return the shape of the stored chunks of an array.
+
+    Raises
+    ------
+    TomoscaleError
+        Blocks that are not whole chunks: two tasks would write into one file.
+    """
+    if isinstance(array, np.ndarray):
+        return tuple(max(1, n) for n in array.shape)
+    stored = tuple(blocks.facts(array).get("stored", array.chunksize))
+    whole = all(n % c == 0 for lengths, c in zip(array.chunks, stored, strict=True) for n in lengths[:-1])
+    if not whole:
+        raise TomoscaleError(
+            f"run.write: blocks {array.chunks} are not whole chunks of {stored}; rechunk the array"
+        )
+    return tuple(min(c, n) for c, n in zip(stored, array.shape, strict=True))
