@@ -1,0 +1,188 @@
+"""Zarr to TIFF: one file per frame, for programs that read nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tomoscale import blocks, cluster, metadata, store
+from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
+from tomoscale.operation import command
+from tomoscale.parameters import Volume
+from tomoscale.progress import Progress, human_bytes
+from tomoscale.schedule import Task, execute
+from tomoscale.sources.tiff_header import read_pages
+
+RECORD = ".tomoscale.json"
+
+
+def is_export(paths: Sequence[str | Path]) -> bool:
+    """
+    Tell whether `convert PATHS...` means Zarr to TIFF: a Zarr, and then a folder that is none.
+
+    Examples
+    --------
+    >>> is_export(["frames/", "scan.zarr"]), is_export(["scan.zarr", "frames/"])
+    (False, True)
+    """
+    if len(paths) != 2 or Path(paths[-1]).suffix == ".zarr":
+        return False
+    first = Path(paths[0])
+    return ".zarr" in (first.suffix, *(p.suffix for p in first.parents)) or (
+        first.is_dir() and metadata.node_type(first) is not None
+    )
+
+
+@command("export")
+def to_tiff(
+    volume: Volume,
+    folder: Path,
+    *,
+    compression: Literal["none", "zlib"] = "none",
+    overwrite: bool = False,
+    how: Any = None,
+) -> Path:
+    """
+    Write every frame of a scan, or every slice of a volume, as a TIFF file.
+
+    The same call goes on where an earlier one was stopped: files that are complete are kept.
+
+    Parameters
+    ----------
+    volume : (frame, row, column)
+        A scan or a volume; `scan.zarr/dark` for its darks.
+    folder : path
+        Gets `frame_0000.tif` and so on; must be empty, or hold an earlier export of the same volume.
+    compression : {"none", "zlib"}
+        `none` is the fastest to read; `zlib` is lossless as well.
+    overwrite : bool
+        Replace the frames of another export.
+    how : object, optional
+        How to run it: `scheduler`, `workers`, `threads` and `quiet`; the session's workers by default.
+
+    Returns
+    -------
+    path
+        The folder.
+    """
+    source, folder = store.as_volume(volume), Path(folder)
+    if len(source.shape) not in (2, 3):
+        raise TomoscaleError(f"export: array of shape {source.shape}; expected (frame, row, column)")
+    _prepare(folder, {"source": source.identity(), "compression": compression}, overwrite)
+    with _workers(how) as workers:
+        tasks = _tasks(source, folder, compression, workers.block_bytes)
+        with Progress("export", len(tasks), quiet=getattr(how, "quiet", how is None)) as progress:
+            outcome = execute(tasks, workers, lambda task, n: progress.advance(worked=n > 0))
+    if outcome.interrupted:
+        raise InterruptedRunError(f"{outcome.interrupted}: stopped; run the same command again to go on")
+    if outcome.failed:
+        label, error = next(iter(outcome.failed.items()))
+        raise BlocksFailedError(f"export: {len(outcome.failed)} bands failed, first frames {label}: {error}")
+    return folder
+
+
+def _workers(how: Any) -> Any:
+    if how is None:
+        return cluster.current(None)
+    return cluster.connect(how.scheduler, workers=how.workers, threads=how.threads)
+
+
+def _prepare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder, or make sure that what lies there is of the same export."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TomoscaleError(f"{folder}: cannot be created: {error.strerror}") from None
+    path = folder / RECORD
+    present = [p for p in folder.iterdir() if p.name != RECORD]
+    before = metadata.read_json(path) if path.is_file() else None
+    if before == record:
+        return
+    if present and not overwrite:
+        what = "another export" if before else "files that are no export"
+        raise TomoscaleError(
+            f"{folder}: holds {what}; give an empty folder, or --overwrite to replace its frames"
+        )
+    for old in [*folder.glob("frame_*.tif"), *folder.glob(".frame_*.partial")]:
+        old.unlink()
+    store.write_json(path, json.loads(json.dumps(record)))
+
+
+def _tasks(source: store.Volume, folder: Path, compression: str, allowed: int) -> list[Task]:
+    """Return one call for every band of frames, of whole stored chunks if they fit."""
+    n = source.shape[0] if source.ndim == 3 else 1
+    frame = int(np.prod(source.shape[-2:], dtype=np.int64)) * source.dtype.itemsize
+    depth = source.chunks[0] if source.ndim == 3 else 1
+    fits = allowed // frame - 2  # one being encoded, and some chunks being decoded
+    if fits < 1:
+        raise TomoscaleError(
+            f"export: a frame takes {human_bytes(frame)}, and a block may take "
+            f"{human_bytes(allowed)}; more --memory"
+        )
+    digits = max(4, len(str(n - 1)))
+
+    def task(span: slice) -> Task:
+        arguments = (source, folder, span.start, span.stop, digits, compression)
+        return Task(f"{span.start} to {span.stop - 1}", lambda: (write_tiffs, arguments))
+
+    return [task(span) for span in blocks.spans(n, min(depth, fits))]
+
+
+def write_tiffs(
+    source: store.Volume, folder: Path, start: int, stop: int, digits: int = 4, compression: str = "none"
+) -> int:
+    """
+    Write a range of frames as files, each whole or not at all; those that are complete are kept.
+
+    Parameters
+    ----------
+    source : Volume
+        Where the frames are.
+    folder : Path
+        Where the files go.
+    start, stop : int
+        Half-open range of frames.
+    digits : int
+        Of the number in the file names.
+    compression : {"none", "zlib"}
+        How the pixels are encoded.
+
+    Returns
+    -------
+    int
+        Files written.
+    """
+    from tifffile import imwrite
+
+    paths = {k: folder / f"frame_{k:0{digits}d}.tif" for k in range(start, stop)}
+    missing = [k for k, path in paths.items() if not _is_complete(path, source)]
+    if not missing:
+        return 0
+    first, last = missing[0], missing[-1] + 1
+    pixels = tuple(slice(0, n) for n in source.shape[-2:])
+    band = source.read((slice(first, last), *pixels)) if source.ndim == 3 else source.read(pixels)[None]
+    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None, "software": "tomoscale"}
+    if compression == "zlib":
+        options |= {"compression": "zlib", "predictor": band.dtype.kind in "iu", "maxworkers": 1}
+    for k in missing:
+        temporary = folder / f".{paths[k].name}.{os.getpid()}.partial"
+        imwrite(temporary, band[k - first], **options)
+        temporary.replace(paths[k])
+    return len(missing)
+
+
+def _is_complete(path: Path, source: store.Volume) -> bool:
+    """Tell whether a file holds one whole frame of the source."""
+    if not path.is_file():
+        return False
+    try:
+        pages = read_pages(path)
+    except TomoscaleError:
+        return False
+    dtype = pages[0].dtype.newbyteorder("=")
+    return len(pages) == 1 and pages[0].frame == source.shape[-2:] and dtype == source.dtype
