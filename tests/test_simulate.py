@@ -1,5 +1,6 @@
 """Simulated scans and volumes: the same whatever the blocks, and true to what is said about them."""
 
+import json
 import tracemalloc
 import warnings
 
@@ -7,7 +8,7 @@ import dask
 import numpy as np
 import pytest
 
-from tomoscale import TomoscaleError, blocks, simulate
+from tomoscale import TomoscaleError, blocks, cluster, run, simulate, store
 from tomoscale.simulate import composite, layout, rotation, spots
 
 EDGE = np.float32(0.05)
@@ -47,6 +48,21 @@ def test_frames_are_the_same_without_truth(scan):
     made = simulate.dct(shape=(70, 96, 128), blobs=30, seed=3, truth=False)
     assert "truth/labels" not in made
     np.testing.assert_array_equal(computed(made, "frames"), scan["frames"])
+
+
+def test_what_is_written_is_what_was_computed(scan, tmp_path):
+    from pyarrow import parquet
+
+    made = simulate.dct(shape=(70, 96, 128), blobs=30, seed=3)
+    with cluster.connect("threads", workers=1, threads=2) as connection:
+        path = run.write(made, tmp_path / "scan.zarr", quiet=True, connection=connection)
+    for name in SCAN:
+        stored = store.open_volume(path / name)
+        np.testing.assert_array_equal(stored.read(tuple(slice(0, n) for n in stored.shape)), scan[name])
+    assert store.open_volume(path).sibling("dark").shape == (20, 96, 128)
+    assert parquet.read_table(tmp_path / "scan.parquet").to_pylist() == rows(scan["table"])
+    attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    assert attributes["ome"]["multiscales"][0]["name"] == "frames"
 
 
 def test_another_seed_gives_another_scan(scan):

@@ -118,7 +118,7 @@ def _frames_per_block(
         raise TomoscaleError(
             f"simulate.dct: a block of one frame of {rows} x {columns} takes {needed / 1e9:.2f} GB, "
             f"{allowed / 1e9:.2f} GB are allowed; give more --memory or fewer --threads"
-            + (", or leave the truth out (--no-truth)" if truth else "")
+            + (", or leave the truth out (--truth=false)" if truth else "")
         )
     return 1
 
