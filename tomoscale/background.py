@@ -17,9 +17,12 @@ from tomoscale.parameters import Count, Edge, Rect, Volume, Width
 
 STRIP = 512
 """Pixels normalised at a time before they are ranked: their column of frames stays in the L3 cache."""
+FRAME_SCRATCH = STRIP * (4 + 4) + 256 * 4 * 3
+"""Bytes for each frame of a block: a strip as float32 and as integers, and the tiles of the ranking."""
+SCRATCH = 16_000_000
 HOT_SIGMAS = 8.0
-HOT_REACH = 3
-"""Pixels around one that the decision and the repair of a hot pixel look at: 5 x 5, then 3 x 3."""
+HOT_REACH = 5
+"""Pixels around one that its repair looks at: two medians of 5 x 5 for the decision on a neighbour."""
 
 
 class Cleaned(NamedTuple):
@@ -134,7 +137,7 @@ def remove(
         halo=(half_window + step, reach, reach),
         step=step,
         itemsize=(frames.dtype.itemsize, 8 if hot_pixels else 4),
-        scratch=_scratch(shape[0], frames.dtype),
+        scratch=(FRAME_SCRATCH, SCRATCH),
         block_bytes=blocks.resources().block_bytes,
         threads=blocks.resources().threads,
     )
@@ -181,11 +184,6 @@ def _dark_of(frames: Any, dark: Any) -> Any:
 def _every(dark: Any) -> tuple[slice, ...]:
     """Return the leading part of a dark's window: all of a stack, nothing for an image."""
     return (slice(0, dark.shape[0]),) if dark.ndim == 3 else ()
-
-
-def _scratch(n_frames: int, dtype: np.dtype) -> int:
-    """Count what the kernels hold beside a block: a strip as float32 and as keys, and their tiles."""
-    return n_frames * STRIP * (4 + 4) + n_frames * 256 * 4 * 3 + 16_000_000
 
 
 def _carried(frames: Any, dark: Any) -> dict[str, Any]:
@@ -238,7 +236,7 @@ def _clean_all(
     }
     if hot_pixels:
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
-    scratch = _scratch(n_frames, frames.dtype) + (hot_pixels and fields["frames"].block_bytes)
+    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + (hot_pixels and fields["frames"].block_bytes)
     return blocks.map_blocks(_clean_columns, arguments, fields, small=small, scratch=scratch)
 
 
@@ -345,14 +343,21 @@ def _backgrounds(
     for top in range(0, rows, tall):
         for left in range(0, width, STRIP):
             part = np.s_[top : top + tall, left : left + STRIP]
-            strip = raw[:, *part]
-            offset = None if dark is None else dark[part]
-            if ranking == "exact":
-                values = kernels.normalise(strip, offset, scale)
-            else:
-                values = kernels.normalise_rint(strip, offset, scale)
+            values = _normalised(raw[:, *part], None if dark is None else dark[part], scale, ranking)
             out[:, *part] = kernels.moving_median_windows(values, where.starts, where.stops)
     return out
+
+
+def _normalised(
+    raw: np.ndarray, dark: np.ndarray | None, scale: np.ndarray | None, ranking: str
+) -> np.ndarray:
+    """Return what is ranked: whole counts as integers where they fit, else float32."""
+    if ranking == "fixed":
+        counts, fits = kernels.normalise_rint(raw, dark, scale)
+        if fits:
+            return counts
+    values = kernels.normalise(raw, dark, scale)
+    return np.rint(values) if ranking == "fixed" else values
 
 
 def _hot_pixels(background: np.ndarray) -> np.ndarray:

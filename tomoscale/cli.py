@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,10 @@ def memory_bytes(text: str) -> int:
     return amount
 
 
-def _typed(hint: Any) -> Any:
-    """Return the command's type of a parameter: a path for a volume, commas for a tuple."""
+def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
+    """Return the command's type of a parameter: a path for a volume, commas for a tuple, `--no-X` to switch off."""
+    if parameter.default is True:
+        return Annotated[hint, Parameter(negative=f"--no-{parameter.name.replace('_', '-')}")]
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if Volume in parts:
         return str | None if type(None) in parts else str
@@ -174,7 +177,7 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with the command's types and, where it plans a run, with how to run it."""
     signature = inspect.signature(function)
     hints = get_type_hints(function, include_extras=True)
-    parameters = [p.replace(annotation=_typed(hints[n])) for n, p in signature.parameters.items()]
+    parameters = [p.replace(annotation=_typed(hints[n], p)) for n, p in signature.parameters.items()]
     keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     data = [p.replace(kind=p.POSITIONAL_ONLY) for p in parameters if p.kind is not p.KEYWORD_ONLY]
     how = inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=How | None)
@@ -262,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from tomoscale import schedule
 
+    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
     try:
         with schedule.interruptible():
             result = build()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -281,9 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(error: Exception) -> None:
-    """Print an error as one line."""
-    print(f"tomoscale: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _say(message: object) -> None:
+    """Print an error or a warning as one line."""
+    print(f"tomoscale: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

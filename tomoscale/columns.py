@@ -69,6 +69,11 @@ class Columns:
         """Voxels of the largest block with its halo."""
         return math.prod(min(e + 2 * h, n) for e, h, n in zip(self.edges, self.halo, self.shape, strict=True))
 
+    @property
+    def n_read(self) -> int:
+        """Frames that the largest block reads."""
+        return min(self.edges[0] + 2 * self.halo[0], self.shape[0])
+
     def decoded(self, chunks: tuple[int, int, int]) -> int:
         """Return how many voxels are decoded in all, with the chunks around every halo."""
         return math.prod(
@@ -94,7 +99,7 @@ def cut(
     halo: tuple[int, int, int],
     step: int,
     itemsize: tuple[int, int],
-    scratch: int,
+    scratch: tuple[int, int],
     block_bytes: int,
     threads: int,
 ) -> Columns:
@@ -111,8 +116,8 @@ def cut(
         Frames that share one background.
     itemsize : tuple of int
         Bytes of a voxel read, and of a voxel held beyond the input (output, copies).
-    scratch : int
-        Bytes that a block holds in any case.
+    scratch : tuple of int
+        Bytes that a block holds besides: for every frame read, and in any case.
     block_bytes : int
         Bytes that one block may cost.
     threads : int
@@ -132,7 +137,7 @@ def cut(
     smallest = None
     for columns in _ways(shape, chunks, halo, step):
         inside, around = columns.inside, columns.around
-        need = around * itemsize[0] + inside * itemsize[1] + scratch
+        need = around * itemsize[0] + inside * itemsize[1] + columns.n_read * scratch[0] + scratch[1]
         smallest = need if smallest is None else min(need, smallest)
         if need > block_bytes:
             continue
