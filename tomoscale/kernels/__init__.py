@@ -15,6 +15,7 @@ _HOME = {
     "frame_median": "_frame_median",
     "clean_frames": "_clean_frames",
     "normalise": "_clean_frames",
+    "replace_pixels": "_hot_pixels",
     "normalise_rint": "_clean_frames",
 }
 
