@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +14,7 @@ from tomoscale.blocks import Window, shape_of
 from tomoscale.errors import TomoscaleError
 from tomoscale.sources import roles
 from tomoscale.sources.frames import Frames, Scan, numeric, show, sized
-from tomoscale.sources.hdf5_links import datasets, load_plugins, lookup, open_file, prove
+from tomoscale.sources.hdf5_links import NONE, datasets, load_plugins, lookup, open_file, prove
 from tomoscale.sources.views import joined
 
 
@@ -64,7 +64,7 @@ class Dataset(Frames):
     filtered: bool = False
     others: tuple[str, ...] = ()
     """Files that a virtual dataset reads."""
-    lost: tuple[int, ...] = ()
+    lost: np.ndarray = field(default_factory=lambda: NONE)
     """Numbers of frames that were never written."""
 
     @property
@@ -93,7 +93,7 @@ class Dataset(Frames):
         return out
 
     def unwritten(self) -> np.ndarray:
-        return np.array(self.lost, dtype=np.int64)
+        return self.lost
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from tomoscale.sources.frames import opened
 
 MAX_LINKS = 200_000
 MAX_HOPS = 32
+MAX_FRAMES = 10_000_000
+NONE = np.empty(0, np.int64)
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -146,7 +148,7 @@ class Proof:
 
     filtered: bool
     files: tuple[str, ...]
-    lost: tuple[int, ...]
+    lost: np.ndarray
 
 
 def prove(path: Path, dataset: Any, depth: int = 0) -> Proof:
@@ -177,7 +179,7 @@ def prove(path: Path, dataset: Any, depth: int = 0) -> Proof:
     compact = dataset.id.get_create_plist().get_layout() == h5py.h5d.COMPACT
     if not compact and dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
         raise TomoscaleError(f"{where}: claims {_bytes(dataset)}, and nothing of it was ever written")
-    return Proof(False, (), ())
+    return Proof(False, (), NONE)
 
 
 def _has_filters(where: str, dataset: Any) -> bool:
@@ -205,28 +207,28 @@ def _bytes(dataset: Any) -> str:
     return f"{size:.1f} PiB"
 
 
-def _never_written(dataset: Any) -> tuple[int, ...]:
+def _never_written(dataset: Any) -> np.ndarray:
     """Return the frames of which a chunk is missing in the file: HDF5 would make them up."""
     grid = [-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]
     present = dataset.id.get_num_chunks()
     if present == math.prod(grid):
-        return ()
-    if present < grid[0] and grid[0] > 10_000_000:
+        return NONE
+    if dataset.shape[0] > MAX_FRAMES:
         raise TomoscaleError(
             f"{dataset.file.filename}: {dataset.name}: claims {_bytes(dataset)} in {math.prod(grid)} chunks, "
             f"and the file holds {present} of them"
         )
     count = np.zeros(grid[0], np.int64)
-    dataset.id.chunk_iter(
-        lambda info: count.__setitem__(
-            info[0][0] // dataset.chunks[0], count[info[0][0] // dataset.chunks[0]] + 1
-        )
-    )
+
+    def note(chunk: Any) -> None:
+        count[chunk.chunk_offset[0] // dataset.chunks[0]] += 1
+
+    dataset.id.chunk_iter(note)
     bands = np.flatnonzero(count < math.prod(grid[1:]))
     if dataset.ndim < 3:
-        return (0,)
+        return np.zeros(1, np.int64)
     frames = (bands[:, None] * dataset.chunks[0] + np.arange(dataset.chunks[0])).ravel()
-    return tuple(frames[frames < dataset.shape[0]].tolist())
+    return frames[frames < dataset.shape[0]]
 
 
 def _prove_virtual(path: Path, dataset: Any, depth: int) -> Proof:
@@ -238,7 +240,7 @@ def _prove_virtual(path: Path, dataset: Any, depth: int) -> Proof:
     covered = 0
     filtered = False
     files: dict[str, None] = {}
-    lost: list[int] = []
+    lost = [NONE]
     known: dict[tuple[str, str], Proof] = {}
     for part in dataset.virtual_sources():
         target = path if part.file_name == "." else folder / part.file_name
@@ -265,12 +267,12 @@ def _prove_virtual(path: Path, dataset: Any, depth: int) -> Proof:
         covered += part.vspace.get_select_npoints()
         if target != path:
             files.update(dict.fromkeys((str(target), *proof.files)))
-        if proof.lost:
+        if proof.lost.size:
             first, last = (bounds[0] for bounds in part.vspace.get_select_bounds())
-            lost += range(first, last + 1)
+            lost.append(np.arange(first, last + 1))
     if covered < math.prod(dataset.shape):
         raise TomoscaleError(
             f"{where}: a virtual dataset with holes: {covered} of {math.prod(dataset.shape)} "
             f"pixels have a source"
         )
-    return Proof(filtered, tuple(files), tuple(lost))
+    return Proof(filtered, tuple(files), np.unique(np.concatenate(lost)))
