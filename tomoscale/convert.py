@@ -108,14 +108,15 @@ def _stated(result: dict[str, Any], found: sources.Scan, image: str) -> dict[str
 
 
 def _opened(source: Any, dataset: str | None) -> sources.Scan:
-    """Open files by path; take arrays and volumes as they are."""
-    if isinstance(source, store.Volume | np.ndarray):
-        frames = store.as_volume(source)
-        if len(frames.shape) != 3:
+    """Open files by path; take an opened volume as it is."""
+    if isinstance(source, store.Volume):
+        if len(source.shape) != 3:
             raise TomoscaleError(
-                f"convert.scan: array of shape {frames.shape}; expected (frame, row, column)"
+                f"convert.scan: array of shape {source.shape}; expected (frame, row, column)"
             )
-        return sources.Scan(frames)
+        return sources.Scan(source)
+    if isinstance(source, np.ndarray):
+        raise TomoscaleError("convert.scan: an array in memory; expected files, or store.as_volume(array)")
     return sources.open_source(source, dataset)
 
 
@@ -239,7 +240,8 @@ def _layout(stack: store.Volume, kind: str, chunks: Shape3 | None) -> tuple[tupl
                 f"{human_bytes(cost(stored, stored[0]))}, and may take {human_bytes(allowed)}; {hint}"
             )
         depth //= 2
-    enough = min(BAND_BYTES // max(1, frame * stored[0]), -(-n // (4 * threads * stored[0])))
+    fits = (allowed - cost(stored, 0)) // (frame * stored[0])
+    enough = min(fits, BAND_BYTES // (frame * stored[0]), -(-n // (4 * threads * stored[0])))
     length = stored[0] * max(1, enough)
     together = math.lcm(stored[0], stack.chunks[0])  # so that no chunk of the source is decoded twice
     if length % together and cost(stored, -(-length // together) * together) <= allowed:
