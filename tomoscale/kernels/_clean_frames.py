@@ -180,10 +180,11 @@ def _normalise(frames, dark, scale, limits, out):  # type: ignore[no-untyped-def
     """Return whether all values fit `out`."""
     n_frames, n_rows, n_columns = frames.shape
     line = np.empty(n_columns, np.float32)
+    zero = np.zeros(n_columns, np.float32)
     fits = True
     for k in range(n_frames):
         for r in range(n_rows):
-            _normalise_row(frames[k, r], dark[min(r, dark.shape[0] - 1)], scale[k], line)
+            _normalise_row(frames[k, r], dark[min(r, dark.shape[0] - 1)], scale[k], zero, line)
             fits &= _store_row(line, limits, out[k, r]) == FITS
     return fits
 
@@ -201,21 +202,21 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
     ring = np.empty((size, width), np.float32)
     work = np.empty_like(ring)
     line = np.empty(out_columns, np.float32)
-    has_nan = np.zeros(size, np.bool_)
     for k in range(n_frames):
         level = background[window_of_frame[k]]
-        has_nan[:] = False
         ready = max(top - half, 0)
+        last_nan = -size
         for r in range(top, top + out_rows):
             while ready <= min(r + half, n_rows - 1):
                 row = ring[ready % size]
                 inside = row[begin:end]
-                _normalise_row(frames[k, ready, columns], dark[min(ready, dark.shape[0] - 1), columns], scale[k], inside)
-                has_nan[ready % size] = _subtract(inside, level[ready, columns])
+                offset = dark[min(ready, dark.shape[0] - 1), columns]
+                if _normalise_row(frames[k, ready, columns], offset, scale[k], level[ready, columns], inside):
+                    last_nan = ready
                 repeat_ends(row, begin, end)
                 ready += 1
             median_row(ring, r, n_rows - 1, size, work, line)
-            if has_nan.any():
+            if last_nan >= r - half:
                 spread_nan(ring, r, n_rows - 1, size, line)
             if _store_row(line, limits, out[k, r - top]) == NAN:
                 return k
@@ -223,23 +224,17 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
 
 
 @compiled
-def _normalise_row(pixels, dark, scale, out):  # type: ignore[no-untyped-def]
+def _normalise_row(pixels, dark, scale, background, out):  # type: ignore[no-untyped-def]
     """
-    Subtract, round, multiply, round.
+    Subtract, round, multiply, round, subtract, round; return whether a NaN is left.
 
-    The difference is taken in float64: of float32 operands, rounding it twice gives what float32 arithmetic does.
+    The first difference is taken in float64: of float32 operands, rounding it twice gives what float32 arithmetic does.
     """
+    n_nan = np.int32(0)  # as wide as a sample: with 64 bits the loop has half the lanes
     for j in range(out.size):
-        out[j] = np.float32(np.float64(pixels[j]) - dark[j]) * scale
-
-
-@compiled
-def _subtract(row, background):  # type: ignore[no-untyped-def]
-    """Subtract in place; return whether a NaN is left."""
-    n_nan = 0
-    for j in range(row.size):
-        row[j] -= background[j]
-        n_nan += row[j] != row[j]
+        value = np.float32(np.float64(pixels[j]) - dark[j]) * scale - background[j]
+        n_nan = np.int32(n_nan + (value != value))
+        out[j] = value
     return n_nan > 0
 
 

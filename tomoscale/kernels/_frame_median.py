@@ -66,26 +66,27 @@ def _median_frames(frames, size, out):  # type: ignore[no-untyped-def]
     half = size // 2
     ring = np.empty((size, n_columns + 2 * half), frames.dtype)
     columns = np.empty_like(ring)
-    has_nan = np.zeros(size, np.bool_)
     for k in range(n_frames):
         ready = 0
-        has_nan[:] = False
+        last_nan = -size
         for r in range(n_rows):
             while ready <= min(r + half, n_rows - 1):
-                has_nan[ready % size] = copy_padded(frames[k, ready], ring[ready % size], half)
+                if copy_padded(frames[k, ready], ring[ready % size], half):
+                    last_nan = ready
                 ready += 1
             median_row(ring, r, n_rows - 1, size, columns, out[k, r])
-            if has_nan.any():
+            if last_nan >= r - half:
                 spread_nan(ring, r, n_rows - 1, size, out[k, r])
 
 
 @compiled
 def copy_padded(pixels, row, half):  # type: ignore[no-untyped-def]
     """Write a row with its end pixels repeated `half` times; return whether it holds a NaN."""
-    n_nan = 0
+    inside = row[half : half + pixels.size]
+    n_nan = np.int32(0)  # as wide as a sample: with 64 bits the loop has half the lanes
     for j in range(pixels.size):
-        row[j + half] = pixels[j]
-        n_nan += pixels[j] != pixels[j]
+        inside[j] = pixels[j]
+        n_nan = np.int32(n_nan + (pixels[j] != pixels[j]))
     repeat_ends(row, half, half + pixels.size)
     return n_nan > 0
 
