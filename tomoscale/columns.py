@@ -144,7 +144,8 @@ def cut(
         n_blocks = math.prod(map(len, columns.grid))
         decoded = columns.decoded(chunks) / n_blocks
         seconds = DECODE_S * decoded * itemsize[0] + COMPUTE_S * around + ENCODE_S * inside * itemsize[1]
-        rating = (-(-n_blocks // threads) * seconds, need, columns)
+        # Half a block more: at both ends of a run reading, computing and writing do not overlap.
+        rating = ((-(-n_blocks // threads) + 0.5) * seconds, need, columns)
         if best is None or rating[:2] < best[:2]:
             best = rating
     if best is None:

@@ -159,7 +159,8 @@ class Job:
         """Turn the record into manifests, mark the result complete and give it its name, in this order."""
         done = self.finished()
         for name in fields:
-            write_manifest(self.root / name, done[name].values())
+            array = self.root / name
+            write_manifest(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
         store.write_json(self.root / "zarr.json", _group(attributes))
         shutil.rmtree(self.folder)
         sync_folder(self.root)

@@ -13,14 +13,14 @@ import itertools
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale import blocks, cluster, journal, schedule, store
+from tomoscale import blocks, cluster, schedule, store
 from tomoscale._version import __version__
 from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
@@ -82,7 +82,8 @@ def write(
     """
     target = Path(path)
     writing = _Writing(Result.of(result), target, quiet)
-    check_place(target, [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i])
+    inputs = [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i]
+    check_place(target, [store.outermost_group(i) or i for i in inputs])
     if target.exists() and not overwrite:
         raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
     with schedule.interruptible(), cluster.current(connection) as workers:
@@ -218,22 +219,16 @@ class _Writing:
         """Yield the task of every block, with its record where an earlier run finished it."""
         from dask.optimization import cull
 
-        starts = {name: [_starts(c) for c in a.chunks] for name, a in one.arrays.items()}
         for index in np.ndindex(*one.grid):
 
             def make(index: tuple[int, ...] = index) -> Any:
                 keys = [(a.name, *index) for a in one.arrays.values()]
-                record: Record | None = {}
-                where = []
-                for name, array in one.arrays.items():
-                    start = tuple(s[i] for s, i in zip(starts[name], index, strict=True))
-                    where.append((name, files[name], start))
-                    shape = tuple(c[i] for c, i in zip(array.chunks, index, strict=True))
-                    wanted = [done.get(name, {}).get(k) for k in files[name].keys_of(start, shape)]
-                    record = None if record is None or None in wanted else {**record, name: wanted}  # type: ignore[dict-item]
-                return write_block, (cull(graph, keys)[0], keys, where, self.job, _place(one, index), record)
+                places = places_of(one, files, index)
+                wanted = {p.field: [done.get(p.field, {}).get(k) for k in p.keys()] for p in places}
+                record = None if any(None in objects for objects in wanted.values()) else wanted
+                return write_block, (cull(graph, keys)[0], keys, places, self.job, _name(one, index), record)
 
-            yield Task(_place(one, index), make)
+            yield Task(_name(one, index), make)
 
     def execute(self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool) -> None:
         title = f"{self.origin.operation}: {', '.join(one.arrays)}"
@@ -283,12 +278,40 @@ class _Writing:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.begin, 1),
         }
-        found: dict[str, Any] = {"tomoscale": {"complete": True, "history": [*self.origin.history, step]}}
+        record = {
+            "complete": True,
+            "arrays": list(self.result.arrays),
+            "history": [*self.origin.history, step],
+        }
+        found: dict[str, Any] = {"tomoscale": record}
         image = self.result.image()
         if image:
             name, facts = image
             found |= store.ome_image(name, facts["image"], facts.get("scale", (1, 1, 1)), facts.get("unit"))
         return found
+
+
+class Place(NamedTuple):
+    """Where one field of a block is stored."""
+
+    field: str
+    files: ChunkFiles
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def keys(self) -> list[str]:
+        """Return the names of its chunks."""
+        return self.files.keys_of(self.start, self.shape)
+
+
+def places_of(one: Pass, files: Mapping[str, ChunkFiles], index: tuple[int, ...]) -> list[Place]:
+    """Return where the fields of a block are stored."""
+    places = []
+    for name, array in one.arrays.items():
+        start = tuple(_starts(c)[i] for c, i in zip(array.chunks, index, strict=True))
+        shape = tuple(c[i] for c, i in zip(array.chunks, index, strict=True))
+        places.append(Place(name, files[name], start, shape))
+    return places
 
 
 # ---------------------------------------------------------------- on a worker
@@ -297,7 +320,7 @@ class _Writing:
 def write_block(
     graph: dict[Any, Any],
     keys: list[Any],
-    where: list[tuple[str, ChunkFiles, tuple[int, ...]]],
+    places: list[Place],
     job: Job,
     label: str,
     record: Record | None,
@@ -312,10 +335,9 @@ def write_block(
     """
     if record is not None and job.is_intact(record):
         return False
-    fields = retried(_compute, graph, keys)
+    fields = retried(compute, graph, keys)
     written = {
-        name: retried(files.write, start, field)
-        for (name, files, start), field in zip(where, fields, strict=True)
+        p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
     }
     job.append(label, written)
     return True
@@ -323,10 +345,11 @@ def write_block(
 
 def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
     """Compute one part of a small result."""
-    return np.asarray(retried(_compute, graph, [key])[0])
+    return np.asarray(retried(compute, graph, [key])[0])
 
 
-def _compute(graph: dict[Any, Any], keys: list[Any]) -> Any:
+def compute(graph: dict[Any, Any], keys: list[Any]) -> Any:
+    """Compute the fields of a block in this thread."""
     from dask.local import get_sync
 
     return get_sync(graph, keys)
@@ -339,7 +362,7 @@ def _starts(lengths: tuple[int, ...]) -> list[int]:
     return [0, *itertools.accumulate(lengths)][:-1]
 
 
-def _place(one: Pass, index: tuple[int, ...]) -> str:
+def _name(one: Pass, index: tuple[int, ...]) -> str:
     """Say where in the output a block lies: `frames[0:7200, 16:32, 0:2048]`."""
     name, array = next(iter(one.arrays.items()))
     starts = [_starts(c)[i] for c, i in zip(array.chunks, index, strict=True)]

@@ -1,0 +1,275 @@
+"""A run finishes what it began: nothing lost, nothing half-done that looks done, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+from conftest import small_scan, write_scan
+
+from tomoscale import background, blocks, cluster, journal, run, store
+from tomoscale.blocks import Field
+from tomoscale.errors import BlocksFailedError, TomoscaleError
+from tomoscale.operation import operation
+from tomoscale.parameters import Volume
+
+
+def fail_at(block, row, bad):
+    if row == bad:
+        raise RuntimeError("the detector was on fire")
+    return block
+
+
+@operation("copy")
+def copy(frames: Volume, *, bad: int = -1):
+    """Copy a volume row by row."""
+    n, rows, columns = frames.shape
+    field = Field(frames.dtype, ((n,), (1,) * rows, (columns,)), (n, 1, columns))
+    return blocks.map_blocks(
+        fail_at, lambda i: (frames.at((slice(0, n), slice(i[1], i[1] + 1), slice(0, columns))), i[1], bad),
+        {"volume": field},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def one_thread():
+    with cluster.connect("threads", threads=1) as connection:
+        yield connection
+
+
+def test_a_result_is_what_the_blocks_return_with_its_history(scan, tmp_path, one_thread):
+    source = write_scan(tmp_path / "scan.zarr", scan, (30, 5, 23))
+    out = run.write(copy(source), tmp_path / "out.zarr", connection=one_thread, quiet=True)
+    volume = store.open_volume(out)
+    np.testing.assert_array_equal(volume.whole(), scan)
+    (step,) = volume.history()
+    assert step["operation"] == "test_run.copy"
+    assert step["inputs"]["frames"]["path"] == str(source / "frames")
+
+
+def test_any_dask_array_of_whole_chunks_can_be_written(tmp_path):
+    array = da.from_array(np.arange(60).reshape(3, 4, 5), chunks=(2, 4, 5))
+    out = run.write(array, tmp_path / "out.zarr", quiet=True)
+    np.testing.assert_array_equal(store.open_volume(out).whole(), array.compute())
+
+
+def test_blocks_that_are_not_whole_chunks_are_refused(tmp_path):
+    array = da.ones((10, 4), chunks=((3, 5, 2), 4))
+    with pytest.raises(TomoscaleError, match="not whole chunks"):
+        run.write(array, tmp_path / "out.zarr", quiet=True)
+
+
+def test_a_failed_block_is_named_and_the_others_are_kept(scan, tmp_path, one_thread):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(
+        BlocksFailedError, match=r"volume\[0:90, 7:8, 0:23\]: RuntimeError: the detector was on fire"
+    ):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True, keep_going=True)
+    assert not out.exists()
+    assert len(journal.Job(out).finished()["volume"]) == scan.shape[1] - 1
+
+
+def test_other_parameters_do_not_go_on_with_an_unfinished_run(scan, tmp_path, one_thread):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True)
+    with pytest.raises(TomoscaleError, match=r"parameters.bad was 7 and is now -1"):
+        run.write(copy(scan), out, connection=one_thread, quiet=True)
+    run.write(copy(scan), out, connection=one_thread, quiet=True, overwrite=True)
+    np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
+
+
+def test_another_input_does_not_go_on_with_an_unfinished_run(scan, tmp_path, one_thread):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True)
+    with pytest.raises(TomoscaleError, match=r"inputs.frames.sample was"):
+        run.write(copy(scan + 1, bad=7), out, connection=one_thread, quiet=True)
+
+
+def test_a_resumed_run_computes_only_what_is_missing_or_damaged(scan, tmp_path, one_thread, monkeypatch):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True, keep_going=True)
+    (out.with_name("out.zarr.incomplete") / "volume/c/0/3/0").write_bytes(b"half")
+    computed = []
+
+    def compute(graph, keys):
+        row = keys[0][2]
+        computed.append(row)
+        return [scan[:, row : row + 1]]
+
+    monkeypatch.setattr(run, "compute", compute)
+    run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True)
+    assert sorted(computed) == [3, 7]
+    np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
+
+
+def test_a_second_run_on_the_same_output_is_refused_by_name(scan, tmp_path, one_thread):
+    out = tmp_path / "out.zarr"
+    job = journal.Job(out)
+    result = copy(scan)
+    job.begin(run._Writing(run.Result.of(result), out, True).header())
+    lock = job.folder / "lock.json"
+    owner = json.loads(lock.read_text())
+    parent = os.getppid()
+    lock.write_text(json.dumps({**owner, "pid": parent, "started": journal._started(parent)}))
+    with pytest.raises(TomoscaleError, match=f"another run is writing it: process {parent} on"):
+        run.write(result, out, connection=one_thread, quiet=True)
+    lock.write_text(json.dumps({**owner, "pid": parent, "started": 1.0}))
+    run.write(result, out, connection=one_thread, quiet=True)
+
+
+def test_an_existing_result_stays_until_the_new_one_is_complete(scan, tmp_path, one_thread):
+    out = run.write(copy(scan), tmp_path / "out.zarr", connection=one_thread, quiet=True)
+    with pytest.raises(TomoscaleError, match="--overwrite"):
+        run.write(copy(scan), out, connection=one_thread, quiet=True)
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan + 1, bad=3), out, connection=one_thread, quiet=True, overwrite=True)
+    np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
+    run.write(copy(scan + 1), out, connection=one_thread, quiet=True, overwrite=True)
+    np.testing.assert_array_equal(store.open_volume(out).whole(), scan + 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.zarr"]
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_the_figure(scan, tmp_path):
+    with (
+        cluster.connect("threads", threads=2, memory=200_000_000) as connection,
+        pytest.raises(
+            TomoscaleError, match="96 MB need 371 MB per worker, of its 200 MB 70% may be used; try"
+        ),
+    ):
+        big = da.zeros((500, 200, 200), chunks=-1, dtype=np.uint16)
+        run.write(big[:400, :, :].rechunk(-1), tmp_path / "out.zarr", connection=connection, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("missing/out.zarr", "does not exist"),
+        ("scan.zarr", "input"),
+        ("scan.zarr/out.zarr", "in, on or around"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work(scan, tmp_path, target, words, one_thread):
+    source = write_scan(tmp_path / "scan.zarr", scan, (30, 5, 23))
+    with pytest.raises(TomoscaleError, match=words):
+        run.write(copy(source), tmp_path / target, connection=one_thread, quiet=True)
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(scan, tmp_path, one_thread, capsys):
+    run.write(copy(scan), tmp_path / "out.zarr", connection=one_thread, dry_run=True)
+    printed = capsys.readouterr().err
+    for words in ("20 blocks of 90 x 1 x 23", "memory", "20 submitted", "before compression", "free"):
+        assert words in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_result_is_not_opened_by_mistake(scan, tmp_path, one_thread):
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), tmp_path / "out.zarr", connection=one_thread, quiet=True)
+    with pytest.raises(TomoscaleError, match="not finished"):
+        store.open_volume(tmp_path / "out.zarr")
+    with pytest.raises(TomoscaleError, match="not finished"):
+        store.open_volume(tmp_path / "out.zarr.incomplete")
+    store.open_volume(tmp_path / "out.zarr.incomplete", allow_incomplete=True)
+
+
+# ---------------------------------------------------------------- killed
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from tomoscale import background, blocks, cli, kernels
+plain = kernels.moving_median_windows
+def slow(*arguments):
+    time.sleep(0.15)
+    return plain(*arguments)
+kernels.moving_median_windows = slow
+if __name__ == '__main__':
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def command(tmp_path: Path, scheduler: str) -> list[str]:
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    options = (
+        f"background scan.zarr -o out.zarr --half-window 12 --step 6 --scheduler {scheduler} --threads 1"
+    )
+    return [sys.executable, str(script), *options.split(), "--memory", "256MB"]
+
+
+def start(tmp_path: Path, scheduler: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(tmp_path, scheduler), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def blocks_done(tmp_path: Path) -> int:
+    return sum(
+        f.read_bytes().count(b"\n") for f in tmp_path.glob("out.zarr.incomplete/.tomoscale/blocks-*.jsonl")
+    )
+
+
+def killed_after(tmp_path: Path, scheduler: str, number: int, n_blocks: int) -> tuple[int, str]:
+    process = start(tmp_path, scheduler)
+    deadline = time.monotonic() + 90
+    while blocks_done(tmp_path) < n_blocks and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+    return process.returncode, errors
+
+
+@pytest.fixture
+def long_scan(tmp_path):
+    frames = small_scan(160, rows=48, columns=64)
+    write_scan(tmp_path / "scan.zarr", frames, (40, 2, 64))
+    return frames
+
+
+def finished(tmp_path: Path) -> np.ndarray:
+    last = subprocess.run(
+        command(tmp_path, "threads"), cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert last.returncode == 0, last.stderr
+    assert last.stdout == "out.zarr\n"
+    return store.open_volume(tmp_path / "out.zarr").whole()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["threads", "local"])
+def test_a_killed_run_resumes_and_equals_an_undisturbed_one(long_scan, tmp_path, scheduler):
+    expected = background.remove(long_scan, half_window=12, step=6).frames.compute()
+    rng = np.random.default_rng(3)
+    for n in np.cumsum(rng.integers(1, 4, 3)):
+        status, _ = killed_after(tmp_path, scheduler, signal.SIGKILL, int(n))
+        assert status == -signal.SIGKILL
+    kept = blocks_done(tmp_path)
+    assert kept > 0
+    np.testing.assert_array_equal(finished(tmp_path), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_stops_a_run_that_says_what_is_left_and_can_go_on(long_scan, tmp_path, number):
+    status, errors = killed_after(tmp_path, "threads", number, 2)
+    assert status == 75, errors
+    assert f"{number.name}: " in errors
+    assert "blocks are left; run the same command again to go on" in errors.splitlines()[-1]
+    np.testing.assert_array_equal(
+        finished(tmp_path), background.remove(long_scan, half_window=12, step=6).frames.compute()
+    )
