@@ -179,6 +179,7 @@ def test_identity_of_the_files_is_stated_and_so_is_the_image(tmp_path):
         ({"chunks": (0, 1, 1)}, "chunks"),
         ({"kind": "movie"}, "kind"),
         ({"grid": (0, 2)}, "grid"),
+        ({"kind": "volume", "dark": "d.npy"}, "a volume has neither dark"),
         ({"dark": "gone.npy"}, "does not exist"),
     ],
     ids=str,

@@ -71,6 +71,8 @@ def scan(
     dict
         `frames` (or `volume`), and `dark`, `flat` and `omega` (degrees) where there are some.
     """
+    if kind == "volume" and (dark or flat or grid):
+        raise TomoscaleError("convert.scan: a volume has neither dark, flat nor grid; leave them out")
     found = _opened(source, dataset)
     found = found._replace(dark=_beside(dark, "dark", found, grid), flat=_beside(flat, "flat", found, grid))
     if grid is not None:

@@ -196,7 +196,7 @@ class Compressed(Frames):
 _lock = threading.Lock()
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def _member(path: str, member: str, modified: int) -> np.ndarray:
     """Decompress a member of an archive, no further than its header says."""
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
