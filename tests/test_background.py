@@ -83,8 +83,7 @@ def test_a_small_memory_cuts_the_frames_and_reads_their_windows(scan):
         plenty = background.remove(frames, half_window=8, step=4)
     with blocks.planned_for(24_000_000, 1):
         scarce = background.remove(frames, half_window=8, step=4)
-    assert plenty.frames.numblocks[0] == 1
-    assert scarce.frames.numblocks[0] > 1
+    assert scarce.frames.numblocks[0] > plenty.frames.numblocks[0]
     assert_equal(computed(scarce), computed(plenty))
 
 

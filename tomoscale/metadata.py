@@ -19,7 +19,23 @@ DTYPES = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 1
 }
 CODECS_V3 = frozenset({"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"})
 CODECS_V2 = frozenset(
-    "blosc zstd zlib gzip lz4 bz2 lzma delta shuffle bitround fixedscaleoffset crc32 crc32c adler32 fletcher32".split()
+    [
+        "blosc",
+        "zstd",
+        "zlib",
+        "gzip",
+        "lz4",
+        "bz2",
+        "lzma",
+        "delta",
+        "shuffle",
+        "bitround",
+        "fixedscaleoffset",
+        "crc32",
+        "crc32c",
+        "adler32",
+        "fletcher32",
+    ]
 )
 MAX_METADATA_BYTES = 2**24
 MAX_ARRAY_BYTES = 10**16

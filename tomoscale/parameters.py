@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 from annotated_types import Ge, Predicate
@@ -64,9 +62,7 @@ class Volume:
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_MESSAGES = {
-    "is_odd_or_zero": "must be odd (or 0 for none)",
-}
+_MESSAGES = {"Predicate 'is_odd_or_zero' failed": "must be odd (or 0 for none)"}
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -85,13 +81,16 @@ def checked(function: Function) -> Function:
     names = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
 
     @functools.cache
-    def model() -> Any:
-        from pydantic import ConfigDict, create_model
+    def adapters() -> dict[str, Any]:
+        from pydantic import TypeAdapter
 
         hints = get_type_hints(function, include_extras=True)
-        config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-        fields: dict[str, Any] = {n: (_plain(hints[n]), signature.parameters[n].default) for n in names}
-        return create_model(function.__name__, __config__=config, **fields)
+        return {
+            n: TypeAdapter(hints[n])
+            for n in names
+            if Volume
+            not in _members(hints[n])  # volumes may come as paths or arrays: the operation opens them
+        }
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -101,20 +100,15 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **options)
         except TypeError as error:
             raise TomoscaleError(f"{name_of(function)}: {error}") from None
-        given = {n: v for n, v in bound.arguments.items() if n in names}
-        try:
-            good = model()(**given)
-        except ValidationError as error:
-            raise TomoscaleError(f"{name_of(function)}: {_first(error)}") from None
-        bound.arguments.update({n: getattr(good, n) for n in given})
+        for name, adapter in adapters().items():
+            if name in bound.arguments:
+                try:
+                    bound.arguments[name] = adapter.validate_python(bound.arguments[name])
+                except ValidationError as error:
+                    raise TomoscaleError(f"{name_of(function)}: {name}: {_first(error)}") from None
         return function(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
-
-
-def _plain(hint: Any) -> Any:
-    """Leave volumes to the operation: they may come as paths or arrays."""
-    return Any if Volume in _members(hint) else hint
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -124,16 +118,5 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _first(error: Any) -> str:
     """Say in one line what pydantic found first."""
     found = error.errors()[0]
-    where = found["loc"][0] if found["loc"] else "parameters"
-    predicate = getattr(found.get("ctx", {}).get("error"), "args", None) or ()
-    text = found["msg"]
-    for name, message in _MESSAGES.items():
-        if name in text or name in map(str, predicate):
-            text = message
-    value = found["input"]
-    shown = (
-        value
-        if isinstance(value, str | Path) or not isinstance(value, float) or math.isfinite(value)
-        else value
-    )
-    return f"{where}: {text[0].lower()}{text[1:]}, got {shown!r}"
+    text = _MESSAGES.get(found["msg"], found["msg"])
+    return f"{text[0].lower()}{text[1:]}, got {found['input']!r}"
