@@ -255,6 +255,16 @@ def test_an_export_does_not_mix_with_other_files(tmp_path):
         convert.to_tiff(other, tmp_path / "mine")
 
 
+def test_a_dry_run_of_an_export_writes_nothing(tmp_path, capsys):
+    class How:
+        dry_run, roi = True, None
+
+    volume = converted(tmp_path / "a.zarr", store.as_volume(stack(9)))
+    convert.to_tiff(volume, tmp_path / "f", how=How())
+    assert "9 TIFF files of 12 x 16 uint16, uncompressed" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
+
+
 def test_convert_to_a_folder_means_export():
     assert convert.is_export(["a.zarr", "frames"])
     assert convert.is_export(["a.zarr/dark", "darks/"])

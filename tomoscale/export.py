@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,8 @@ def to_tiff(
     overwrite : bool
         Replace the frames of another export.
     how : object, optional
-        How to run it: `scheduler`, `workers`, `threads` and `quiet`; the session's workers by default.
+        How to run it: `scheduler`, `workers`, `threads`, `memory_bytes`, `overwrite`, `dry_run`, `quiet`; by
+        default on the session's workers, without a word.
 
     Returns
     -------
@@ -73,6 +75,14 @@ def to_tiff(
     source, folder = store.as_volume(volume), Path(folder)
     if len(source.shape) not in (2, 3):
         raise TomoscaleError(f"export: array of shape {source.shape}; expected (frame, row, column)")
+    if getattr(how, "roi", None):
+        raise TomoscaleError(
+            "export: --roi is not for TIFF files; convert the part to a Zarr, and export that"
+        )
+    if getattr(how, "dry_run", False):
+        print(_plan(source, compression), file=sys.stderr)
+        return folder
+    overwrite = overwrite or getattr(how, "overwrite", False)
     _prepare(folder, {"source": source.identity(), "compression": compression}, overwrite)
     with _workers(how) as workers:
         tasks = _tasks(source, folder, compression, workers.block_bytes)
@@ -89,7 +99,18 @@ def to_tiff(
 def _workers(how: Any) -> Any:
     if how is None:
         return cluster.current(None)
-    return cluster.connect(how.scheduler, workers=how.workers, threads=how.threads)
+    memory = getattr(how, "memory_bytes", None)
+    return cluster.connect(how.scheduler, workers=how.workers, threads=how.threads, memory=memory)
+
+
+def _plan(source: store.Volume, compression: str) -> str:
+    """Say what would be written."""
+    n = source.shape[0] if source.ndim == 3 else 1
+    frame = " x ".join(map(str, source.shape[-2:]))
+    kind = "uncompressed" if compression == "none" else compression
+    return (
+        f"export\n  {n} TIFF files of {frame} {source.dtype}, {kind}; {human_bytes(source.nbytes)} of pixels"
+    )
 
 
 def _prepare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
