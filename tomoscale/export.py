@@ -86,7 +86,9 @@ def to_tiff(
     _prepare(folder, {"source": source.identity(), "compression": compression}, overwrite)
     with _workers(how) as workers:
         tasks = _tasks(source, folder, compression, workers.block_bytes)
-        with Progress("export", len(tasks), quiet=getattr(how, "quiet", how is None)) as progress:
+        each = source.nbytes / max(1, len(tasks))
+        quiet = getattr(how, "quiet", how is None)
+        with Progress("export", len(tasks), block_bytes=each, quiet=quiet) as progress:
             outcome = execute(tasks, workers, lambda task, n: progress.advance(worked=n > 0))
     if outcome.interrupted:
         raise InterruptedRunError(f"{outcome.interrupted}: stopped; run the same command again to go on")

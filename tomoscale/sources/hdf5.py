@@ -108,6 +108,16 @@ class _Found:
 
 
 def _open(path: Path, name: str | None) -> _Found:
+    try:
+        return _described(path, name)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # HDF5 raises all of them
+        if isinstance(error, TomoscaleError):
+            raise
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TomoscaleError(f"{path}: damaged, or of a kind that is not read: {text}") from None
+
+
+def _described(path: Path, name: str | None) -> _Found:
     with open_file(path) as file:
         known, outside = datasets(file)
         name = lookup(file, name, path) if name else _only(known, outside, path)

@@ -6,6 +6,7 @@ import functools
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,19 +94,17 @@ def _header(file: IO[bytes], where: str | Path) -> Header:
     """Read the header of an array, which must hold plain numbers."""
     try:
         version = np.lib.format.read_magic(file)
-    except ValueError:
-        raise TomoscaleError(f"{where}: not a NumPy array file") from None
-    try:
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
+        if version > (2, 0):
             raise TomoscaleError(f"{where}: NumPy format {version}; expected plain numbers (format 1 or 2)")
-    except ValueError as error:
-        if isinstance(error, TomoscaleError):
-            raise
-        raise TomoscaleError(f"{where}: damaged NumPy header: {str(error).splitlines()[0][:120]}") from None
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+    except TomoscaleError:
+        raise
+    except Exception as error:  # its text is parsed as Python's literals, which fail in many ways
+        text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise TomoscaleError(f"{where}: not a readable NumPy array: {text}") from None
     if dtype.hasobject:
         raise TomoscaleError(f"{where}: holds Python objects, which are never unpickled; expected numbers")
     return Header(shape, fortran, dtype, file.tell())
@@ -230,7 +229,7 @@ def _archive(path: Path, dataset: str | None, role: roles.Role) -> Scan:
             for name, info in members.items():
                 with archive.open(info) as member:
                     headers[name] = _readable(member, path, name)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         text = "empty file" if not path.stat().st_size else f"not a readable .npz archive ({error})"
         raise TomoscaleError(f"{path}: {text}; expected what numpy.savez writes") from None
     stacks = {

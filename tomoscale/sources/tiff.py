@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ class Encoded(Frames):
     def read(self, window: Window) -> np.ndarray:
         from tifffile import TiffFile, TiffPage
 
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is said below, in one line
         frames, rows, columns = window
         out = np.empty(shape_of(window), self.dtype)
         file, directories = self.file[frames], self.directories[frames]
