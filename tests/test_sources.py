@@ -556,6 +556,16 @@ WRONG = {
     "npz truncated": (bad_zip, ["not a readable .npz"]),
     "npz lies": (lying_zip, ["declares", "damaged"]),
     "npz several": (lambda d: npz(d, a=stack(), b=stack()), ["a (7 x 9 x 11 uint16), b", "--dataset"]),
+    "npz table": (
+        lambda d: npz(d, a=np.zeros((9, 2)), b=np.arange(3)),
+        ["no array with three axes", "a (9 x 2"],
+    ),
+    "h5 table": (
+        lambda d: h5(
+            d, lambda f: (f.create_dataset("a", data=np.zeros((9, 2))), f.create_dataset("b", data=[1, 2]))
+        ),
+        ["no dataset with three axes", "/a (9 x 2 float64)"],
+    ),
     "npz no member": (lambda d: (npz(d, a=stack()), "c"), ["no member 'c'", "it holds a"]),
     "npz key": (lambda d: npz(d, data=stack(2), image_key=np.array([0, 9])), ["image_key holds 9"]),
     "npz no projection": (lambda d: npz(d, data=stack(2), image_key=np.array([1, 2])), ["no projection"]),

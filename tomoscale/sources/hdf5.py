@@ -164,15 +164,14 @@ def _only(known: Mapping[str, Any], outside: Mapping[str, str], path: Path) -> s
     """Return the one dataset that can be meant, or list the candidates."""
     numbers = {n: d for n, d in known.items() if d.dtype.kind in "iuf" and d.size > 1}
     extra = {*roles.DARK, *roles.FLAT}
-    stacks = [n for n, d in numbers.items() if d.ndim == 3 and PurePosixPath(n).name not in extra]
+    thick = [n for n, d in numbers.items() if d.ndim == 3]
+    stacks = [n for n in thick if PurePosixPath(n).name not in extra] or thick
     if len(stacks) == 1:
         return stacks[0]
-    images = [n for n, d in numbers.items() if d.ndim == 2]
-    if not stacks and len(images) == 1:
-        return images[0]
-    found = stacks or images
-    if found:
-        several = roles.listed(f"{n} ({show(known[n].shape)} {known[n].dtype})" for n in sorted(found))
+    if not stacks and len(numbers) == 1 and (only := next(iter(numbers))) and numbers[only].ndim == 2:
+        return only
+    if stacks:
+        several = roles.listed(f"{n} ({show(known[n].shape)} {known[n].dtype})" for n in sorted(stacks))
         raise TomoscaleError(
             f"{path}: several datasets could be the frames: {several}; choose one with --dataset "
             f"or FILE::NAME"

@@ -235,7 +235,7 @@ def _archive(path: Path, dataset: str | None, role: roles.Role) -> Scan:
     stacks = {
         n: h for n, h in headers.items() if h is not None and len(h.shape) in (2, 3) and h.dtype.kind in "iuf"
     }
-    name = dataset or _frames_of(stacks, path)
+    name = dataset or _frames_of(stacks, path, len(members))
     if name not in members:
         raise TomoscaleError(f"{path}: no member {name!r}; it holds {roles.listed(members)}")
 
@@ -280,7 +280,7 @@ def _readable(member: IO[bytes], path: Path, name: str) -> Header | None:
         raise
 
 
-def _frames_of(stacks: dict[str, Header], path: Path) -> str:
+def _frames_of(stacks: dict[str, Header], path: Path, count: int) -> str:
     """Return the member that holds the frames: by name, or the only stack."""
     named = [n for n in roles.FRAMES if n in stacks]
     deep = [n for n in stacks if len(stacks[n].shape) == 3 and n not in (*roles.DARK, *roles.FLAT)]
@@ -288,12 +288,14 @@ def _frames_of(stacks: dict[str, Header], path: Path) -> str:
         named and len(stacks[named[0]].shape) == 3 and [n for n in named if n in deep] == named[:1]
     ):
         return named[0]
-    found = deep or list(stacks)
+    thick = [n for n in stacks if len(stacks[n].shape) == 3]
+    found = deep or thick or (list(stacks) if count == 1 else [])
     if len(found) == 1:
         return found[0]
     shown = roles.listed(f"{n} ({show(stacks[n].shape)} {stacks[n].dtype})" for n in found)
     if not found:
-        raise TomoscaleError(f"{path}: no array with three axes (frame, row, column)")
+        names = roles.listed(f"{n} ({show(h.shape)} {h.dtype})" for n, h in stacks.items()) or "no numbers"
+        raise TomoscaleError(f"{path}: no array with three axes (frame, row, column); it holds {names}")
     raise TomoscaleError(
         f"{path}: several arrays could be the frames: {shown}; choose one with --dataset or FILE::NAME"
     )
