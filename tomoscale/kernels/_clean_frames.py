@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._frame_median import check_size, repeat_ends
 from tomoscale.kernels._median_networks import median_row, spread_nan
 
@@ -127,7 +128,7 @@ def clean_frames(
     """
     check_size("clean_frames", size)
     frames, dark, scale = _checked("clean_frames", frames, dark, scale)
-    window_of_frame = np.asarray(window_of_frame, np.int64)
+    window_of_frame = plain(window_of_frame, np.int64)
     n_frames, n_rows, n_columns = frames.shape
     top, left = crop
     if background.dtype != np.float32:
@@ -142,9 +143,8 @@ def clean_frames(
     if min(crop) < 0 or top + out.shape[1] > n_rows or left + out.shape[2] > n_columns:
         raise ValueError(f"clean_frames: out {out.shape} at {crop} leaves the frames {frames.shape}")
     if out.size > 0:
-        levels = np.ascontiguousarray(background)
         limits = _LIMITS[out.dtype.name]
-        k = _clean(frames, dark, scale, levels, window_of_frame, size, top, left, limits, out)
+        k = _clean(frames, dark, scale, plain(background), window_of_frame, size, top, left, limits, out)
         if k >= 0:
             raise ValueError(f"clean_frames: frame {k} holds NaN, which {out.dtype} cannot; use float32")
     return out
@@ -166,8 +166,7 @@ def _checked(
     scale = np.ones(len(frames), np.float32) if scale is None else np.asarray(scale, np.float32)
     if scale.shape != (len(frames),):
         raise ValueError(f"{who}: scale has shape {scale.shape}; need ({len(frames)},)")
-    native = np.ascontiguousarray(frames, frames.dtype.newbyteorder("="))
-    return native, np.ascontiguousarray(dark, np.float64), np.ascontiguousarray(scale)
+    return plain(frames), plain(dark, np.float64), plain(scale)
 
 
 def _check_out(who: str, out: NDArray, shape: tuple[int, ...], types: tuple[str, ...]) -> None:
@@ -223,7 +222,7 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
     return -1
 
 
-@compiled
+@part
 def _normalise_row(pixels, dark, scale, background, out):  # type: ignore[no-untyped-def]
     """
     Subtract, round, multiply, round, subtract, round; return whether a NaN is left.
@@ -238,7 +237,7 @@ def _normalise_row(pixels, dark, scale, background, out):  # type: ignore[no-unt
     return n_nan > 0
 
 
-@compiled
+@part
 def _store_row(row, limits, out):  # type: ignore[no-untyped-def]
     """Write a row in the type of `out`, integers rounded to even and cut to the limits; return what did not fit."""
     low, high = limits

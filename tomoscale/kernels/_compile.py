@@ -1,13 +1,116 @@
-"""The one place for compiler options."""
+"""
+The one place for compiler options, and for where compiled kernels are kept.
+
+Every version of a kernel (function, types of arguments, CPU, sources) has a folder of its own below NUMBA_CACHE_DIR or
+~/.cache/tomoscale, which may be deleted at any time. With Numba's usual single index per function, two processes that
+compile different versions at once can file one's code under the other's types; and it does not see that a function in
+another file has changed. Here all writers of a folder write the same, and a damaged folder is compiled again.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
+import pickle
+import shutil
+import tempfile
+import threading
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
+from numba import config
+
+# No fast-math and no threads: results are bit for bit, and one block is one thread.
+_OPTIONS: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
+_LOCK = threading.RLock()
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a part of a kernel, to be called by compiled code only; without its own entry it compiles in half the time."""
+    return numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel: no fast-math (results are bit for bit), no GIL, no threads of its own."""
-    return numba.njit(nogil=True, cache=True)(function)
+    """Compile a kernel that Python calls: when first called with arguments of a type, or loaded from the cache."""
+    versions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        types = tuple(map(numba.typeof, args))
+        if types not in versions:
+            with _LOCK:
+                if types not in versions:
+                    versions[types] = _version(function, types)
+        return versions[types](*args)
+
+    return call
+
+
+def _version(function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
+    """Load the compiled function for these types, or compile it."""
+    folder = _folder(function, types)
+    if folder is not None:
+        try:
+            return _compile_below(folder, function, types)
+        except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError):
+            # A machine that lost power leaves truncated files, and unpickling those raises almost anything.
+            shutil.rmtree(folder, ignore_errors=True)
+    kernel = numba.njit(**_OPTIONS)(function)
+    kernel.compile(types)
+    return kernel
+
+
+def _compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+    try:
+        kernel = numba.njit(cache=True, **_OPTIONS)(function)
+    finally:
+        config.CACHE_DIR = before
+    kernel.compile(types)
+    return kernel
+
+
+def _folder(function: Callable[..., Any], types: tuple[Any, ...]) -> Path | None:
+    """Name and make the folder of a version; None where nothing can be written."""
+    base = _cache()
+    if base is None:
+        return None
+    what = (_sources(), _cpu(), numba.__version__, function.__module__, function.__qualname__, str(types))
+    return base / f"{function.__name__.strip('_')}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
+
+
+@functools.cache
+def _cache() -> Path | None:
+    """Find a folder that can be written, once per process."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = Path(config.CACHE_DIR or Path(home, "tomoscale"))
+        base.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=base).close()
+    except (OSError, RuntimeError) as error:
+        warnings.warn(f"kernels are compiled in every process, as nothing can be cached: {error}; set NUMBA_CACHE_DIR")
+        return None
+    return base
+
+
+@functools.cache
+def _sources() -> str:
+    """Digest of this package: a kernel holds code of several files."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _cpu() -> tuple[str, str]:
+    name, features = config.CPU_NAME, config.CPU_FEATURES
+    return (
+        name or llvmlite.binding.get_host_cpu_name(),
+        features if features is not None else llvmlite.binding.get_host_cpu_features().flatten(),
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._median_networks import median_row, spread_nan
 
 _TYPES = ("uint8", "uint16", "int16", "int32", "float32")
@@ -44,9 +45,9 @@ def frame_median(frames: NDArray, size: int, out: NDArray | None = None) -> NDAr
         raise TypeError(f"frame_median: frames are {frames.dtype}; need one of {', '.join(_TYPES)}")
     if frames.ndim != 3:
         raise ValueError(f"frame_median: frames have shape {frames.shape}; need (frame, row, column)")
-    native = np.ascontiguousarray(frames, frames.dtype.newbyteorder("="))
+    native = plain(frames)
     if out is None:
-        out = np.empty_like(native)
+        out = np.empty(native.shape, native.dtype)
     elif out.shape != native.shape or out.dtype != native.dtype or not out.flags.c_contiguous:
         raise ValueError(f"frame_median: out is {out.dtype} {out.shape}; need contiguous {native.dtype} {native.shape}")
     if out.size > 0:
@@ -79,7 +80,7 @@ def _median_frames(frames, size, out):  # type: ignore[no-untyped-def]
                 spread_nan(ring, r, n_rows - 1, size, out[k, r])
 
 
-@compiled
+@part
 def copy_padded(pixels, row, half):  # type: ignore[no-untyped-def]
     """Write a row with its end pixels repeated `half` times; return whether it holds a NaN."""
     inside = row[half : half + pixels.size]
@@ -91,7 +92,7 @@ def copy_padded(pixels, row, half):  # type: ignore[no-untyped-def]
     return n_nan > 0
 
 
-@compiled
+@part
 def repeat_ends(row, begin, end):  # type: ignore[no-untyped-def]
     """Fill a row outside [begin, end) with the nearest pixel inside."""
     for j in range(begin):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._compile import part
 
 LANES = 256
 """Pixels per tile. A window of 501 frames then fits the second-level cache; with 32, stores wait for each other."""
 
 
-@compiled
+@part
 def load_keys(raw, flip, is_float, frame, first, key):  # type: ignore[no-untyped-def]
     """
     Write order-preserving unsigned keys of one frame's tile to `key`; return whether a sample is NaN.
@@ -25,19 +25,27 @@ def load_keys(raw, flip, is_float, frame, first, key):  # type: ignore[no-untype
     """
     width = min(LANES, raw.shape[1] - first)
     bits = raw[frame, first : first + width]
+    for j in range(width, LANES):
+        key[j] = 0
     if not is_float:
         for j in range(width):
             key[j] = bits[j] ^ flip
         return False
-    n_nan = 0
+    n_nan = np.int32(0)
     for j in range(width):
         b = np.uint32(bits[j])
         key[j] = b ^ (np.uint32(0xFFFFFFFF) if b >= np.uint32(0x80000000) else np.uint32(0x80000000))
-        n_nan += (b & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        n_nan = np.int32(n_nan + is_nan(b))
     return n_nan > 0
 
 
-@compiled
+@part
+def is_nan(bits):  # type: ignore[no-untyped-def]
+    """Tell NaN by the bits of a float32."""
+    return (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+
+
+@part
 def store_means(lower, upper, flip, is_float, bits, out):  # type: ignore[no-untyped-def]
     """Write the mean of the two middle samples as `numpy.median` computes it: integers in float64, floats in float32."""
     if not is_float:
@@ -58,17 +66,18 @@ def store_means(lower, upper, flip, is_float, bits, out):  # type: ignore[no-unt
         out[j] *= np.float32(0.5)
 
 
-@compiled
+@part
 def make_room(buffer, origin, keep, filled, stop):  # type: ignore[no-untyped-def]
     """Slide frames [keep, filled) up if frames up to `stop` do not fit; return the frame that now lies in row 0."""
     if stop - origin <= buffer.shape[0]:
         return origin
     for k in range(keep, filled):
-        buffer[k - keep] = buffer[k - origin]
+        for j in range(LANES):
+            buffer[k - keep, j] = buffer[k - origin, j]
     return keep
 
 
-@compiled
+@part
 def count_below(rows, threshold, count):  # type: ignore[no-untyped-def]
     """Set `count` to the number of rows below the threshold, lane by lane; it must be able to hold that number."""
     count[:] = 0

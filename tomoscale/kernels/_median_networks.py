@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._compile import part
 
 
-@compiled
+@part
 def median_row(ring, row, last, size, columns, out):  # type: ignore[no-untyped-def]
     """
     Write the medians of `size` x `size` neighbours of one row.
@@ -35,17 +35,17 @@ def median_row(ring, row, last, size, columns, out):  # type: ignore[no-untyped-
         _median_any(ring, row, last, size, out)
 
 
-@compiled
+@part
 def _order(a, b):  # type: ignore[no-untyped-def]
     return min(a, b), max(a, b)
 
 
-@compiled
+@part
 def _median_3(a, b, c):  # type: ignore[no-untyped-def]
     return max(min(a, b), min(max(a, b), c))
 
 
-@compiled
+@part
 def _sort_5(a, b, c, d, e):  # type: ignore[no-untyped-def]
     """Sort five values by nine comparisons, the fewest possible."""
     a, d = _order(a, d)
@@ -60,7 +60,7 @@ def _sort_5(a, b, c, d, e):  # type: ignore[no-untyped-def]
     return a, b, c, d, e
 
 
-@compiled
+@part
 def _sort_columns_3(ring, above, row, below, columns):  # type: ignore[no-untyped-def]
     for j in range(columns.shape[1]):
         small, large = _order(ring[above, j], ring[row, j])
@@ -68,7 +68,7 @@ def _sort_columns_3(ring, above, row, below, columns):  # type: ignore[no-untype
         columns[0, j], columns[1, j] = _order(small, rest)
 
 
-@compiled
+@part
 def _median_of_columns_3(columns, out):  # type: ignore[no-untyped-def]
     """Take the median of the largest low, the median middle and the smallest high sample: the other six are off."""
     for j in range(out.size):
@@ -78,14 +78,14 @@ def _median_of_columns_3(columns, out):  # type: ignore[no-untyped-def]
         out[j] = _median_3(low, middle, high)
 
 
-@compiled
+@part
 def _sort_columns_5(ring, above2, above, row, below, below2, columns):  # type: ignore[no-untyped-def]
     for j in range(columns.shape[1]):
         a, b, c, d, e = _sort_5(ring[above2, j], ring[above, j], ring[row, j], ring[below, j], ring[below2, j])
         columns[0, j], columns[1, j], columns[2, j], columns[3, j], columns[4, j] = a, b, c, d, e
 
 
-@compiled
+@part
 def _median_of_columns_5(columns, out):  # type: ignore[no-untyped-def]
     """
     Sort each rank across the columns as well; then only 13 of the 25 samples can be the median, and 17 comparisons find it.
@@ -119,21 +119,26 @@ def _median_of_columns_5(columns, out):  # type: ignore[no-untyped-def]
         out[j] = max(a4, e0)
 
 
-@compiled
+@part
 def _median_any(ring, row, last, size, out):  # type: ignore[no-untyped-def]
     """Any odd edge, one pixel at a time: exact, and a thousand times slower than 3 x 3."""
     half = size // 2
-    window = np.empty(size * size, ring.dtype)
+    ordered = np.empty(size * size, ring.dtype)
     for j in range(out.size):
         n = 0
         for r in range(row - half, row + half + 1):
             for i in range(j, j + size):
-                window[n] = ring[min(max(r, 0), last) % size, i]
+                x = ring[min(max(r, 0), last) % size, i]
+                k = n
+                while k > 0 and ordered[k - 1] > x:
+                    ordered[k] = ordered[k - 1]
+                    k -= 1
+                ordered[k] = x
                 n += 1
-        out[j] = np.partition(window, n // 2)[n // 2]
+        out[j] = ordered[n // 2]
 
 
-@compiled
+@part
 def spread_nan(ring, row, last, size, out):  # type: ignore[no-untyped-def]
     """Make every median NaN that has one among its neighbours: minimum and maximum do not carry them along."""
     half = size // 2

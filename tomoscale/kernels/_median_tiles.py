@@ -6,10 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale.kernels._compile import compiled
-from tomoscale.kernels._lanes import LANES, load_keys, make_room, store_means
+from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._lanes import LANES, is_nan, load_keys, make_room, store_means
 from tomoscale.kernels._running_counts import count_window, encode, new_ladder, read_middles, rest_on, update
-from tomoscale.kernels._warm_bracket import new_bracket, solve_cold, solve_warm
+from tomoscale.kernels._warm_bracket import (
+    INTERPOLATIONS,
+    narrow_down,
+    new_bracket,
+    read_off,
+    start_cold,
+    start_warm,
+)
 
 
 class Samples(NamedTuple):
@@ -45,8 +52,8 @@ def median_tiles(samples, kinds, starts, stops, patience, out):  # type: ignore[
     n_windows = starts.size
     n_rows = min(n_frames, 2 * np.max(stops - starts))
     lanes = Lanes(
-        np.zeros((n_rows, LANES), key),
-        np.zeros((n_rows, LANES), np.uint8),
+        np.empty((n_rows, LANES), key),
+        np.empty((n_rows, LANES), np.uint8),
         np.zeros(LANES, key),
         np.zeros(LANES, np.uint32),
         np.zeros(LANES, key),
@@ -57,7 +64,7 @@ def median_tiles(samples, kinds, starts, stops, patience, out):  # type: ignore[
     n_by_counts = 0
     for first in range(0, n_pixels, LANES):
         target = out[:, first : first + LANES]
-        done, n_given_up, seen_nan = 0, 0, False
+        done, n_given_up, seen_nan = np.int64(0), 0, False
         while done < n_windows:
             counting = n_given_up <= patience + done // 16
             end = done + 1 if counting else n_windows
@@ -74,7 +81,7 @@ def median_tiles(samples, kinds, starts, stops, patience, out):  # type: ignore[
     return n_by_counts
 
 
-@compiled
+@part
 def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out):  # type: ignore[no-untyped-def]
     """Solve windows [begin, end) by brackets; return whether a NaN was read."""
     bits, flip, is_float, top = samples
@@ -94,15 +101,17 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
         if warm:
             entered = keys[old_stop - origin : stop - origin]
             left = keys[old_start - origin : start - origin]
-            solve_warm(rows, entered, left, bracket, top, lanes.lower, lanes.upper)
+            start_warm(bracket, rows, entered, left, top)
         else:
-            solve_cold(rows, bracket, top, lanes.lower, lanes.upper)
+            start_cold(bracket, rows)
+        narrow_down(bracket, rows, top, INTERPOLATIONS if warm else 0)
+        read_off(bracket, rows, top, lanes.lower, lanes.upper)
         store_means(lanes.lower, lanes.upper, flip, is_float, lanes.bits, out[w])
         old_start, old_stop = start, stop
     return seen_nan
 
 
-@compiled
+@part
 def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # type: ignore[no-untyped-def]
     """Solve windows from `begin` on by running counts; return the first that is not solved, and whether NaN was read."""
     bits, flip, is_float, _ = samples
@@ -124,8 +133,9 @@ def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # typ
         filled = stop
         rows = codes[start - origin : stop - origin]
         if warm:
-            update(ladder, codes[old_stop - origin : stop - origin], True)
-            update(ladder, codes[old_start - origin : start - origin], False)
+            entered = codes[old_stop - origin : stop - origin]
+            left = codes[old_start - origin : start - origin]
+            update(ladder, entered, left)
         else:
             count_window(ladder, rows)
         if not read_middles(ladder, rows, lanes.lower, lanes.upper):
@@ -135,23 +145,17 @@ def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # typ
     return starts.size, seen_nan
 
 
-@compiled
+@part
 def _spread_nan(bits, first, starts, stops, out):  # type: ignore[no-untyped-def]
     """Make every median NaN whose window holds one, from the float32 bits of the samples."""
-    n_nan = np.zeros(out.shape[1], np.int64)
-    entered = left = 0
-    for w in range(starts.size):
-        while entered < stops[w]:
-            n_nan += _is_nan(bits[entered, first : first + out.shape[1]])
-            entered += 1
-        while left < starts[w]:
-            n_nan -= _is_nan(bits[left, first : first + out.shape[1]])
-            left += 1
-        for j in range(out.shape[1]):
-            if n_nan[j] > 0:
+    for j in range(out.shape[1]):
+        n_nan = entered = left = 0
+        for w in range(starts.size):
+            while entered < stops[w]:
+                n_nan += is_nan(bits[entered, first + j])
+                entered += 1
+            while left < starts[w]:
+                n_nan -= is_nan(bits[left, first + j])
+                left += 1
+            if n_nan > 0:
                 out[w, j] = np.nan
-
-
-@compiled
-def _is_nan(bits):  # type: ignore[no-untyped-def]
-    return (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._median_tiles import Samples, median_tiles
 
 PATIENCE = 1
@@ -90,7 +91,7 @@ def _solve(
 ) -> tuple[NDArray[np.float32], int]:
     """Solve the windows; return also how many of them (summed over tiles) were solved by running counts."""
     frames = _checked(frames)
-    starts, stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+    starts, stops = plain(starts, np.int64), plain(stops, np.int64)
     _check_windows(starts, stops, frames.shape[0])
     shape = (starts.size, *frames.shape[1:])
     if out is None:
@@ -99,7 +100,7 @@ def _solve(
         raise ValueError(f"moving_median: out is {out.dtype} {out.shape}; need contiguous float32 {shape}")
     if out.size == 0:
         return out, 0
-    native = np.ascontiguousarray(frames, frames.dtype.newbyteorder("="))
+    native = plain(frames)
     bits = native.reshape(len(native), -1).view(f"u{native.itemsize}")
     wide = native.itemsize == 4
     key, whole, real = (np.uint32, np.int64, np.float64) if wide else (np.uint16, np.int32, np.float32)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._compile import part
 from tomoscale.kernels._lanes import LANES, count_below
 
 RUNGS = 16
@@ -33,7 +33,7 @@ class Ladder(NamedTuple):
     partial: Any
 
 
-@compiled
+@part
 def new_ladder(key):  # type: ignore[no-untyped-def]
     return Ladder(
         np.zeros(LANES, key),
@@ -46,7 +46,7 @@ def new_ladder(key):  # type: ignore[no-untyped-def]
     )
 
 
-@compiled
+@part
 def rest_on(ladder, median):  # type: ignore[no-untyped-def]
     """Centre codes and ladders on a median that is known."""
     key = median.dtype.type
@@ -57,7 +57,7 @@ def rest_on(ladder, median):  # type: ignore[no-untyped-def]
         ladder.foot[j] = np.uint8(max(np.int32(m - base) - np.int32(RUNGS // 2), np.int32(0)))
 
 
-@compiled
+@part
 def encode(key, base, code):  # type: ignore[no-untyped-def]
     """Write the 8-bit codes of one frame's tile."""
     for j in range(LANES):
@@ -65,33 +65,31 @@ def encode(key, base, code):  # type: ignore[no-untyped-def]
         code[j] = np.uint8(above if above < 255 else 255)
 
 
-@compiled
+@part
 def count_window(ladder, codes):  # type: ignore[no-untyped-def]
     """Count the ladders of a whole window."""
-    ladder.below[:] = np.uint16(0)
-    update(ladder, codes, True)
+    ladder.below[:] = 0
+    update(ladder, codes, codes[:0])
 
 
-@compiled
-def update(ladder, codes, entered):  # type: ignore[no-untyped-def]
-    """Correct the counts by frames that entered the window, or left it."""
-    rung, partial = ladder.rung, ladder.partial
-    for first in range(0, codes.shape[0], 248):  # eight-bit counts hold 255
-        rows = codes[first : first + 248]
+@part
+def update(ladder, entered, left):  # type: ignore[no-untyped-def]
+    """Correct the counts by the frames that entered the window and left it."""
+    below, rung, partial = ladder.below, ladder.rung, ladder.partial
+    for first in range(0, max(entered.shape[0], left.shape[0]), 248):  # eight-bit counts hold 255
+        came, went = entered[first : first + 248], left[first : first + 248]
         for r in range(RUNGS):
-            below = ladder.below[r]
             for j in range(LANES):
                 rung[j] = ladder.foot[j] + np.uint8(r)
-            count_below(rows, rung, partial)
-            if entered:
-                for j in range(LANES):
-                    below[j] += partial[j]
-            else:
-                for j in range(LANES):
-                    below[j] -= partial[j]
+            count_below(came, rung, partial)
+            for j in range(LANES):
+                below[r, j] += partial[j]
+            count_below(went, rung, partial)
+            for j in range(LANES):
+                below[r, j] -= partial[j]
 
 
-@compiled
+@part
 def read_middles(ladder, codes, lower, upper):  # type: ignore[no-untyped-def]
     """Write the two middle keys; False if a pixel has left its codes."""
     n = codes.shape[0]
@@ -108,7 +106,7 @@ def read_middles(ladder, codes, lower, upper):  # type: ignore[no-untyped-def]
     return False
 
 
-@compiled
+@part
 def _climb(ladder, rank_lower, rank_upper):  # type: ignore[no-untyped-def]
     """Count the rungs that lie not above the two middles."""
     under_lower, under_upper = ladder.under_lower, ladder.under_upper
@@ -121,7 +119,7 @@ def _climb(ladder, rank_lower, rank_upper):  # type: ignore[no-untyped-def]
             under_upper[j] += below[j] <= rank_upper
 
 
-@compiled
+@part
 def _astray(ladder):  # type: ignore[no-untyped-def]
     """Count the pixels that are off their ladder, and those that are off their codes as well."""
     n_off = np.int32(0)
@@ -137,7 +135,7 @@ def _astray(ladder):  # type: ignore[no-untyped-def]
     return n_off, n_lost
 
 
-@compiled
+@part
 def _move(ladder):  # type: ignore[no-untyped-def]
     """Move ladders that lost their median by almost their length, and centre the others."""
     for j in range(LANES):
@@ -148,7 +146,7 @@ def _move(ladder):  # type: ignore[no-untyped-def]
         ladder.foot[j] = np.uint8(min(max(to, 0), 255 - RUNGS))
 
 
-@compiled
+@part
 def _keys(ladder, lower, upper):  # type: ignore[no-untyped-def]
     key = lower.dtype.type
     for j in range(LANES):

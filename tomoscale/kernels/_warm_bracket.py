@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._compile import part
 from tomoscale.kernels._lanes import LANES, count_below
 
 INTERPOLATIONS = 7
@@ -36,7 +36,7 @@ class Bracket(NamedTuple):
     largest: Any
 
 
-@compiled
+@part
 def new_bracket(key, whole, real):  # type: ignore[no-untyped-def]
     """Allocate the brackets of one tile: `whole` and `real` have room for every key of type `key`, and one more."""
     return Bracket(
@@ -54,71 +54,61 @@ def new_bracket(key, whole, real):  # type: ignore[no-untyped-def]
     )
 
 
-@compiled
-def solve_cold(rows, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
-    """Write the two middle keys of all `rows`, knowing nothing: start from their extremes and bisect."""
+@part
+def start_cold(bracket, rows):  # type: ignore[no-untyped-def]
+    """Bracket the medians of all `rows` by their extremes."""
     b = bracket
-    key, whole = b.probe.dtype.type, b.low.dtype.type
-    b.probe[:] = key(0)
-    _extremes_from(rows, b.probe, b.smallest, b.largest)
+    whole = b.low.dtype.type
+    b.probe[:] = 0
+    _extremes(rows, b.probe, b.probe, b.smallest, b.largest, True)
     for j in range(LANES):
         b.low[j] = whole(b.smallest[j])
         b.high[j] = whole(b.largest[j]) + whole(1)
         b.below_low[j] = whole(0)
         b.below_high[j] = whole(rows.shape[0])
-    _narrow_down(rows, b, top, 0)
-    _read_off(rows, b, top, lower, upper)
 
 
-@compiled
-def solve_warm(rows, entered, left, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
-    """Write the two middle keys of all `rows`, from the bracket of the window before and the frames that changed."""
+@part
+def start_warm(bracket, rows, entered, left, top):  # type: ignore[no-untyped-def]
+    """Correct the brackets of the window before by the frames that entered it and left it."""
     b = bracket
     key, whole = b.probe.dtype.type, b.low.dtype.type
-    n = whole(rows.shape[0])
     for j in range(LANES):
         b.probe[j] = key(b.low[j])
         b.other[j] = key(min(b.high[j], whole(top)))
-    _count(entered, b.probe, b, b.below_low, 1)
-    _count(entered, b.other, b, b.below_high, 1)
-    _count(left, b.probe, b, b.below_low, -1)
-    _count(left, b.other, b, b.below_high, -1)
+    for threshold, below in ((b.probe, b.below_low), (b.other, b.below_high)):
+        for changed, sign in ((entered, whole(1)), (left, whole(-1))):
+            _add_count(changed, sign, threshold, b.partial, below)
     for j in range(LANES):
-        b.below_high[j] = n if b.high[j] > whole(top) else b.below_high[j]
-    _narrow_down(rows, b, top, INTERPOLATIONS)
-    _read_off(rows, b, top, lower, upper)
+        b.below_high[j] = whole(rows.shape[0]) if b.high[j] > whole(top) else b.below_high[j]
 
 
-@compiled
-def _count(rows, threshold, bracket, count, sign):  # type: ignore[no-untyped-def]
+@part
+def _add_count(rows, sign, threshold, partial, count):  # type: ignore[no-untyped-def]
     """Add to `count`, or subtract from it, how many of the rows lie below the threshold."""
     whole = count.dtype.type
     for first in range(0, rows.shape[0], 65_528):
-        count_below(rows[first : first + 65_528], threshold, bracket.partial)
-        if sign > 0:
-            for j in range(LANES):
-                count[j] += whole(bracket.partial[j])
-        else:
-            for j in range(LANES):
-                count[j] -= whole(bracket.partial[j])
+        count_below(rows[first : first + 65_528], threshold, partial)
+        for j in range(LANES):
+            count[j] += sign * whole(partial[j])
 
 
-@compiled
-def _narrow_down(rows, bracket, top, interpolations):  # type: ignore[no-untyped-def]
-    """Count below probes until every bracket shows its median."""
+@part
+def narrow_down(bracket, rows, top, interpolations):  # type: ignore[no-untyped-def]
+    """Count below probes, so many of them by interpolation, until every bracket shows its median."""
     b = bracket
     whole = b.low.dtype.type
     n = whole(rows.shape[0])
     rank = whole((rows.shape[0] - 1) // 2)
-    tries = 0
+    tries = np.int64(0)
     while _place_probes(b, rank, whole(top), tries, interpolations) > 0:
-        b.count[:] = whole(0)
-        _count(rows, b.probe, b, b.count, 1)
+        b.count[:] = 0
+        _add_count(rows, whole(1), b.probe, b.partial, b.count)
         _tighten(b, rank, n, whole(top))
         tries += 1
 
 
-@compiled
+@part
 def _place_probes(bracket, rank, top, tries, interpolations):  # type: ignore[no-untyped-def]
     """
     Choose where to count next; return how many pixels still need it.
@@ -147,7 +137,7 @@ def _place_probes(bracket, rank, top, tries, interpolations):  # type: ignore[no
     return n_open
 
 
-@compiled
+@part
 def _tighten(bracket, rank, n, top):  # type: ignore[no-untyped-def]
     """Move the ends of the brackets to the probes that were counted."""
     low, high, below_low, below_high, spacing, probe = bracket[:6]
@@ -176,8 +166,8 @@ def _tighten(bracket, rank, n, top):  # type: ignore[no-untyped-def]
         spacing[j] = gap if enclosed >= 2 and not solved else spacing[j]
 
 
-@compiled
-def _read_off(rows, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
+@part
+def read_off(bracket, rows, top, lower, upper):  # type: ignore[no-untyped-def]
     """Write the two middle keys, given brackets that show the lower one."""
     b = bracket
     key, whole = b.probe.dtype.type, b.low.dtype.type
@@ -191,49 +181,34 @@ def _read_off(rows, bracket, top, lower, upper):  # type: ignore[no-untyped-def]
         # The median is the first sample from `low` on, or the last one before `high`.
         for j in range(LANES):
             b.other[j] = key(min(b.high[j], whole(top)))
-        _extremes_within(rows, lower, b.other, b.smallest, b.largest)
+        _extremes(rows, lower, b.other, b.smallest, b.largest, False)
         for j in range(LANES):
             first, last = b.smallest[j], b.largest[j]
             wide = b.high[j] - b.low[j] > whole(1)
             lower[j] = (first if b.below_low[j] == rank else last) if wide else lower[j]
-    upper[:] = lower
+    for j in range(LANES):
+        upper[j] = lower[j]
     if n % 2 == 0:
         # The upper middle is the same key if that occurs often enough, else the next sample above.
         for j in range(LANES):
             b.other[j] = key(min(whole(lower[j]) + whole(1), whole(top)))
-            b.count[j] = whole(0)
-        _count(rows, b.other, b, b.count, 1)
-        _extremes_from(rows, b.other, b.smallest, b.largest)
+            b.count[j] = 0
+        _add_count(rows, whole(1), b.other, b.partial, b.count)
+        _extremes(rows, b.other, b.other, b.smallest, b.largest, True)
         for j in range(LANES):
             same = b.count[j] > whole(n // 2) or whole(lower[j]) == whole(top)
             upper[j] = lower[j] if same else b.smallest[j]
 
 
-@compiled
-def _extremes_from(rows, low, smallest, largest):  # type: ignore[no-untyped-def]
-    """Per lane, the smallest key that is not below `low` (the largest possible if there is none), and the largest key."""
+@part
+def _extremes(rows, low, high, smallest, largest, unbounded):  # type: ignore[no-untyped-def]
+    """Per lane, the smallest key that is not below `low` and the largest one that is below `high`, if bounded."""
     key = low.dtype.type
     nothing = key(~key(0))
     smallest[:] = nothing
-    largest[:] = key(0)
+    largest[:] = 0
     for k in range(rows.shape[0]):
-        row = rows[k]
         for j in range(LANES):
-            x = row[j]
+            x = rows[k, j]
             smallest[j] = min(smallest[j], x if x >= low[j] else nothing)
-            largest[j] = max(largest[j], x)
-
-
-@compiled
-def _extremes_within(rows, low, high, smallest, largest):  # type: ignore[no-untyped-def]
-    """Per lane, the smallest key that is not below `low` and the largest one below `high`."""
-    key = low.dtype.type
-    nothing = key(~key(0))
-    smallest[:] = nothing
-    largest[:] = key(0)
-    for k in range(rows.shape[0]):
-        row = rows[k]
-        for j in range(LANES):
-            x = row[j]
-            smallest[j] = min(smallest[j], x if x >= low[j] else nothing)
-            largest[j] = max(largest[j], x if x < high[j] else key(0))
+            largest[j] = max(largest[j], x if unbounded or x < high[j] else key(0))
