@@ -63,7 +63,7 @@ def test_two_swapped_objects_are_found(result):
     a, b = one.read_bytes(), other.read_bytes()
     one.write_bytes(b)
     other.write_bytes(a)
-    found = verify(result, json=True)
+    found = verify(result, as_json=True)
     assert {d["key"] for d in found["damaged"]} == {
         str(f.relative_to(result / "frames")) for f in (one, other)
     }
@@ -91,7 +91,7 @@ def test_repair_makes_the_result_identical_again(result):
 def test_repair_refuses_an_input_that_has_changed(result):
     objects(result)[0].unlink()
     write_scan(result.with_name("scan.zarr"), small_scan(seed=1), (16, 4, 23))
-    with pytest.raises(TomoscaleError, match="has changed since"):
+    with pytest.raises(TomoscaleError, match="input frames has changed since"):
         verify(result, repair=True)
 
 

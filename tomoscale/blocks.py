@@ -138,9 +138,9 @@ def scan_chunks(shape: Sequence[int], itemsize: int, n_frames: int = 64) -> tupl
     """
     frames, rows, columns = shape
     n_frames = min(n_frames, frames)
-    band = CHUNK_BYTES // max(1, n_frames * columns * itemsize)
-    band = max(1, min(band, -(-rows // 16)))
-    return n_frames, band, columns
+    row = n_frames * columns * itemsize
+    enough = max(-(-rows // 16), CHUNK_BYTES // 16 // row)
+    return n_frames, max(1, min(CHUNK_BYTES // row, enough, rows)), columns
 
 
 def volume_chunks(shape: Sequence[int], edge: int = 128) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -20,7 +20,7 @@ from cyclopts import App, Parameter
 from tomoscale import TOPICS
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
-from tomoscale.parameters import Count, Grid, Rect, Span, Volume
+from tomoscale.parameters import Grid, Rect, Span, Volume
 
 UNITS = {
     "": 1,
@@ -41,10 +41,10 @@ class How:
     """How to run it, the same for every operation."""
 
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
-    "Result; by default IN-COMMAND.zarr beside where you are."
-    workers: Count | None = None
+    "Result; by default IN-COMMAND.zarr beside the input."
+    workers: int | None = None
     "Worker processes; as many as cores by default."
-    threads: Count | None = None
+    threads: int | None = None
     "Threads of each worker; one by default."
     memory: str | None = None
     "Memory of one worker, 8GB say; an equal share of the machine by default."
@@ -52,7 +52,7 @@ class How:
     "`local` processes, `threads` of this process, or the address of a Dask scheduler."
     roi: str | None = None
     "Work on a part of the input only: k0:k1,r0:r1,c0:c1."
-    on_error: str = "stop"
+    on_error: Literal["stop", "continue"] = "stop"
     "`stop` at the first failed block, or `continue` with the others."
     overwrite: bool = False
     "Replace an existing result, or an unfinished one of other parameters."
@@ -60,6 +60,18 @@ class How:
     "Print the plan and stop."
     quiet: bool = False
     "Print the path of the result only."
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory of one worker in bytes."""
+        return memory_bytes(self.memory) if self.memory else None
+
+    def check(self) -> None:
+        """Refuse what no run can have."""
+        for name in ("workers", "threads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise TomoscaleError(f"--{name} {number}; expected at least 1")
 
 
 # ---------------------------------------------------------------- values as people type them
@@ -81,6 +93,11 @@ def _span(text: str) -> Span:
     if not colon or not start.lstrip("-").isdigit() or not stop.lstrip("-").isdigit():
         raise TomoscaleError(f"range {text!r}; expected start:stop")
     return Span(int(start), int(stop))
+
+
+def _spans(type_: Any, tokens: Sequence[Any]) -> tuple[Span, ...]:
+    """Read `0:100,40:200,40:200`."""
+    return tuple(_span(part) for token in tokens for part in token.value.split(","))
 
 
 def _rects(type_: Any, tokens: Sequence[Any]) -> tuple[Rect, ...]:
@@ -116,9 +133,13 @@ def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
     """Return the command's type of a parameter: a path for a volume, commas for a tuple, `--no-X` to switch off."""
     if parameter.default is True:
         return Annotated[hint, Parameter(negative=f"--no-{parameter.name.replace('_', '-')}")]
+    if parameter.name.startswith("as_"):
+        return Annotated[hint, Parameter(name=f"--{parameter.name.removeprefix('as_')}")]
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if Volume in parts:
         return str | None if type(None) in parts else str
+    if any(get_origin(p) is tuple and get_args(p)[0] is Span for p in parts):
+        return Annotated[hint, Parameter(converter=_spans, n_tokens=1, accepts_keys=False)]
     for part in parts:
         if part is Grid:
             return Annotated[hint, Parameter(converter=_numbers, n_tokens=1, accepts_keys=False)]
@@ -153,7 +174,7 @@ def build() -> App:
         name="tomoscale",
         version=__version__,
         help="X-ray scans and volumes that do not fit in memory.",
-        help_format="plaintext",
+        help_format="markdown",
         default_parameter=Parameter(negative=""),
         version_flags=["--version"],
     )
@@ -165,7 +186,7 @@ def build() -> App:
             if word not in groups:
                 module = inspect.getmodule(function)
                 groups[word] = App(
-                    name=word, help=(module.__doc__ or "").strip().splitlines()[0], help_format="plaintext"
+                    name=word, help=(module.__doc__ or "").strip().splitlines()[0], help_format="markdown"
                 )
                 app.command(groups[word])
             parent = groups[word]
@@ -176,51 +197,76 @@ def build() -> App:
 def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with the command's types and, where it plans a run, with how to run it."""
     signature = inspect.signature(function)
-    hints = get_type_hints(function, include_extras=True)
-    parameters = [p.replace(annotation=_typed(hints[n], p)) for n, p in signature.parameters.items()]
-    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    data = [p.replace(kind=p.POSITIONAL_ONLY) for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    how = inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=How | None)
+    hints = get_type_hints(function)  # without bounds: the function holds them, and says so in the same words
+    parameters = [
+        p.replace(annotation=_typed(hints[n], p)) for n, p in signature.parameters.items() if n != "how"
+    ]
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    data = _data(function, [p for p in parameters if p.kind is not p.KEYWORD_ONLY], hints)
     acts = getattr(function, "acts", False)
-    if not acts and not data:
-        target = inspect.Parameter(
-            "out", inspect.Parameter.POSITIONAL_ONLY, annotation=Annotated[Path, Parameter(help="Result.")]
-        )
-        data = [target]
     if not acts or "how" in signature.parameters:
-        keywords = [p for p in keywords if p.name != "how"] + [how]
+        options.append(
+            inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=How | None)
+        )
 
-    def call(*positional: Any, **options: Any) -> Any:
-        given = options.pop("how", None) or How()
+    def call(*given: Any, **chosen: Any) -> Any:
+        how = chosen.pop("how", None) or How()
+        how.check()
         if acts:
-            return function(
-                *positional, **options, **({"how": given} if "how" in signature.parameters else {})
-            )
-        return execute(function, positional, options, given)
+            return function(*given, **chosen, **({"how": how} if "how" in signature.parameters else {}))
+        return execute(function, given, chosen, how)
 
-    call.__signature__ = signature.replace(parameters=[*data, *keywords], return_annotation=Any)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in (*data, *keywords)}
+    call.__signature__ = signature.replace(parameters=[*data, *options], return_annotation=Any)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (*data, *options)}
     call.__doc__, call.__name__, call.__module__ = function.__doc__, function.__name__, __name__
     return call
 
 
-def execute(
-    function: Callable[..., Any], positional: Sequence[Any], options: dict[str, Any], how: How
-) -> Path:
+def _data(
+    function: Callable[..., Any], data: list[inspect.Parameter], hints: dict[str, Any]
+) -> list[inspect.Parameter]:
+    """Return what comes by position: IN for a volume, SOURCE... OUT for files, OUT for what is made of nothing."""
+    if getattr(function, "acts", False) or (data and Volume in _members(hints[data[0].name])):
+        return [p.replace(kind=p.POSITIONAL_ONLY) for p in data]
+    if data:
+        return [data[0].replace(kind=inspect.Parameter.VAR_POSITIONAL, annotation=Path)]
+    result = Annotated[Path, Parameter(help="Result.")]
+    return [inspect.Parameter("out", inspect.Parameter.POSITIONAL_ONLY, annotation=result)]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return (hint, *get_args(hint))
+
+
+def _split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple[tuple[Any, ...], Path]:
+    """Tell the data of an operation from its output."""
+    data = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    if not data:
+        return (), Path(given[0])
+    if Volume in _members(get_type_hints(function)[data[0].name]):
+        name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
+        return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
+    if len(given) < 2:
+        raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
+    return (given[:-1],), Path(given[-1])
+
+
+def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any], how: How) -> Path:
     """Plan an operation for the workers that there are, and write its result."""
     from tomoscale import blocks, cluster, run
 
-    if how.on_error not in ("stop", "continue"):
-        raise TomoscaleError(f"--on-error {how.on_error!r}; expected stop or continue")
-    name = function.command.split()[0]  # type: ignore[attr-defined]
-    volumes = inspect.signature(function).parameters.values()
-    makes = not any(p.kind is not p.KEYWORD_ONLY for p in volumes)
-    source = None if makes else positional[0]
-    target = Path(positional[0]) if makes else how.output or _beside(str(source), name)
-    memory = memory_bytes(how.memory) if how.memory else None
-    with cluster.connect(how.scheduler, workers=how.workers, threads=how.threads, memory=memory) as workers:
+    instead = getattr(function, "instead", None)
+    if instead and instead[0](given):
+        if options:
+            named = ", ".join(f"--{n.replace('_', '-')}" for n in options)
+            raise TomoscaleError(f"{function.command}: {named} does not apply to {given[0]} to {given[1]}")  # type: ignore[attr-defined]
+        return instead[1](*given, how=how)
+    data, target = _split(function, given, how)
+    with cluster.connect(
+        how.scheduler, workers=how.workers, threads=how.threads, memory=how.memory_bytes
+    ) as workers:
         with blocks.planned_for(workers.block_bytes, workers.slots):
-            result = function(*(() if makes else (_region(source, how.roi),)), **options)
+            result = function(*data, **options)
         return run.write(
             result,
             target,
@@ -233,7 +279,7 @@ def execute(
 
 
 def _beside(source: str, name: str) -> Path:
-    """Return the default output: `scan.zarr/frames` gives `scan-background.zarr` in the working folder's sight."""
+    """Return the default output: `scan.zarr` and `scan.zarr/frames` give `scan-background.zarr`."""
     path = Path(source)
     while path.suffix != ".zarr" and path.parent != path and ".zarr" in str(path.parent):
         path = path.parent
@@ -278,11 +324,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status
             )  # workers see that we are gone; an orderly farewell may take them longer than is left
         return status
-    except BrokenPipeError:
-        return 0
     if result is not None:
-        print(json.dumps(result, indent=1) if isinstance(result, dict | list) else result)
+        _print(json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result))
     return 0
+
+
+def _print(text: str) -> None:
+    """Print a result; that nobody reads it to its end is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: object) -> None:

@@ -23,7 +23,7 @@ BAND_BYTES = 256 * blocks.MIB
 """Bytes of a block where memory allows more: long reads, and blocks enough for every worker."""
 
 
-@operation("convert")
+@operation("convert", instead=(is_export, to_tiff))
 def scan(
     source: tuple[Path, ...] | Path,
     *,

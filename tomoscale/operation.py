@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -27,7 +27,7 @@ class Origin:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def operation(command: str) -> Callable[[Function], Function]:
+def operation(command: str, *, instead: Any = None) -> Callable[[Function], Function]:
     """
     Make a function an operation.
 
@@ -38,6 +38,8 @@ def operation(command: str) -> Callable[[Function], Function]:
     ----------
     command : str
         The subcommand, `background` or `simulate dct`.
+    instead : (predicate, function), optional
+        What the command does when the predicate holds for its arguments: `convert` back to files.
     """
 
     def decorate(function: Function) -> Function:
@@ -58,6 +60,7 @@ def operation(command: str) -> Callable[[Function], Function]:
             return result
 
         call.command = command  # type: ignore[attr-defined]
+        call.instead = instead  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
     return decorate
@@ -111,7 +114,7 @@ def _origin(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Origi
 def _plain(value: Any) -> Any:
     """Return a parameter as JSON holds it."""
     if isinstance(value, Path):
-        return str(value)
+        return str(value.absolute())
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "identity"):
@@ -123,7 +126,9 @@ def _plain(value: Any) -> Any:
 
 def _stamp(result: Any, origin: Origin) -> None:
     for array in _lazy(result):
-        blocks.state(array, origin=origin)
+        stated = blocks.facts(array)
+        known = replace(origin, **{n: stated[n] for n in ("inputs", "history") if n in stated})
+        blocks.state(array, origin=known)
 
 
 def _lazy(result: Any) -> Iterator[Any]:

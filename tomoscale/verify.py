@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ class Damage(NamedTuple):
 
 
 @command("verify")
-def verify(path: Path, *, quick: bool = False, repair: bool = False, json: bool = False) -> Any:
+def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bool = False) -> Any:
     """
     Check every stored object of a result.
 
@@ -39,7 +40,7 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, json: bool 
         Look at presence and length only, not at the checksums.
     repair
         Compute the damaged blocks again, from the inputs and parameters that the result records.
-    json
+    as_json
         Print the findings as JSON.
 
     Returns
@@ -60,12 +61,12 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, json: bool 
         again = repair_blocks(path, damaged)
         damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
         if not damaged:
-            return _report(path, [], n_objects, n_bytes, json, f", {again} blocks made again")
-    if damaged and not json:
+            return _report(path, [], n_objects, n_bytes, as_json, f", {again} blocks made again")
+    if damaged and not as_json:
         listed = "; ".join(f"{d.array}/{d.key}: {d.reason}" for d in damaged[:20])
         more = f" and {len(damaged) - 20} more" if len(damaged) > 20 else ""
         raise DamagedError(f"{path}: {len(damaged)} of {n_objects} objects are damaged: {listed}{more}")
-    return _report(path, damaged, n_objects, n_bytes, json)
+    return _report(path, damaged, n_objects, n_bytes, as_json)
 
 
 def find_damage(path: Path, arrays: list[str], *, quick: bool) -> tuple[list[Damage], int, int]:
@@ -132,9 +133,9 @@ def _arrays(path: Path) -> list[str]:
 
 
 def _report(
-    path: Path, damaged: list[Damage], n_objects: int, n_bytes: int, json: bool, more: str = ""
+    path: Path, damaged: list[Damage], n_objects: int, n_bytes: int, as_json: bool, more: str = ""
 ) -> Any:
-    if json:
+    if as_json:
         listed = [d._asdict() for d in damaged]
         return {"path": str(path), "objects": n_objects, "bytes": n_bytes, "damaged": listed}
     return f"{path}: {n_objects} objects, {human_bytes(n_bytes)}: intact{more}"
@@ -204,23 +205,28 @@ def _files(folder: Path, array: Any) -> ChunkFiles:
 
 
 def _made_again(path: Path) -> Any:
-    """Plan the result once more, from its own record."""
+    """Plan the result once more, from its own record, and make sure that its inputs are the same."""
     step = metadata.attributes_of(path)["tomoscale"]["history"][-1]
     module, _, name = step["operation"].rpartition(".")
-    function = getattr(importlib.import_module(f"tomoscale.{module}"), name, None)
-    if not module.isidentifier() or not hasattr(function, "command"):
+    function = None
+    if module.isidentifier():
+        function = getattr(importlib.import_module(f"tomoscale.{module}"), name, None)
+    if not hasattr(function, "command"):
         raise TomoscaleError(f"{path}: made by {step['operation']}, which cannot be repeated")
-    inputs = {n: _same_input(path, n, record) for n, record in step["inputs"].items()}
-    return function(**inputs, **step["parameters"])
+    volumes = {
+        n: _input(path, n, record) for n, record in step["inputs"].items() if n not in step["parameters"]
+    }
+    result = function(**volumes, **step["parameters"])
+    now = json.loads(json.dumps(Result.of(result).origin.inputs))
+    for name, record in step["inputs"].items():
+        if now.get(name) != record:
+            raise TomoscaleError(f"{path}: its input {name} has changed since; it cannot be made again")
+    return result
 
 
-def _same_input(path: Path, name: str, record: dict[str, Any]) -> Any:
-    """Open an input again and make sure that it is the same."""
+def _input(path: Path, name: str, record: dict[str, Any]) -> Any:
+    """Open an input where it was."""
     if "path" not in record:
         raise TomoscaleError(f"{path}: its input {name} was an array in memory; it cannot be made again")
-    volume: Any = store.open_volume(record["path"])
-    if "roi" in record:
-        volume = store.crop(volume, record["roi"])
-    if volume.identity() != record:
-        raise TomoscaleError(f"{path}: its input {record['path']} has changed since; it cannot be made again")
-    return volume
+    volume = store.open_volume(record["path"])
+    return store.crop(volume, record["roi"]) if "roi" in record else volume

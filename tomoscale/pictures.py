@@ -1,0 +1,275 @@
+"""Figures of frames, projections, slices and histograms, drawn without a screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tomoscale.survey import Survey
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PIXELS = 1024
+"""Frames with longer edges are reduced before they are drawn."""
+DPI = 150
+WIDTH = 10.0
+COUNTS, RESIDUAL = "viridis", "RdBu_r"
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.grid": False,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "lines.linewidth": 1.1,
+}
+BLUE, ORANGE, GREY = "#1f5a96", "#c8541b", "#777777"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """
+    One image with its scale.
+
+    Parameters
+    ----------
+    title : str
+        What it is.
+    image : (row, column)
+        Values.
+    low, high : float
+        Ends of the scale.
+    colours : str
+        Colour map.
+    unit : str
+        Label of the colour bar.
+    asinh : float
+        Below this value the scale is linear, above logarithmic; 0 for a linear scale.
+    axes : (str, str)
+        Names of the vertical and the horizontal axis.
+    """
+
+    title: str
+    image: np.ndarray
+    low: float
+    high: float
+    colours: str = COUNTS
+    unit: str = "counts"
+    asinh: float = 0.0
+    axes: tuple[str, str] = ("row", "column")
+
+
+def reduced(image: np.ndarray, how: str = "maximum", most: int = MOST_PIXELS) -> tuple[np.ndarray, int]:
+    """
+    Reduce an image to at most so many pixels along its longer edge.
+
+    Parameters
+    ----------
+    image : (row, column)
+        Any type.
+    how : {"maximum", "mean"}
+        What becomes of the pixels that share one.
+    most : int
+        Longest edge of the result.
+
+    Returns
+    -------
+    image : (row, column)
+        The reduced image, or the same.
+    n : int
+        How many pixels share one along each axis.
+
+    Examples
+    --------
+    >>> reduced(np.arange(10).reshape(2, 5), "maximum", most=2)
+    (array([[7, 9]]), 3)
+    """
+    n = math.ceil(max(image.shape) / most)
+    if n <= 1:
+        return image, 1
+    function = {"maximum": np.maximum, "mean": np.add}[how]
+    values = image if how == "maximum" else image.astype(np.float64)
+    for axis, size in enumerate(image.shape):
+        values = function.reduceat(values, np.arange(0, size, n), axis=axis)
+    if how == "mean":
+        rows, columns = (np.diff([*range(0, size, n), size]) for size in image.shape)
+        values = values / (rows[:, None] * columns)
+    return values, n
+
+
+def limits(*images: np.ndarray, low: float = 0.5, high: float = 99.8) -> tuple[float, float]:
+    """Return a scale from percentiles of all finite values together."""
+    values = np.concatenate([i[np.isfinite(i)].ravel() for i in images])
+    if not values.size:
+        return 0.0, 1.0
+    a, b = (float(v) for v in np.percentile(values, (low, high)))
+    return (a, b) if b > a else (a - 0.5, a + 0.5)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def images(panels: Sequence[Panel], n_columns: int = 2) -> Figure:
+    """Draw images side by side, each with its colour bar."""
+    n_rows = math.ceil(len(panels) / n_columns)
+    rows, columns = panels[0].image.shape
+    panel_width = WIDTH / n_columns
+    height = min(1.6, max(0.25, rows / columns)) * (panel_width - 1.5) + 0.85
+    figure = _figure(WIDTH, n_rows * height)
+    with _style():
+        for position, panel in enumerate(panels, 1):
+            _image(figure.add_subplot(n_rows, n_columns, position), panel)
+    return figure
+
+
+def _image(axes: Axes, panel: Panel) -> None:
+    from matplotlib.colors import AsinhNorm, Normalize
+
+    image, n = reduced(panel.image, "maximum" if panel.axes[0] == "row" else "mean")
+    rows, columns = panel.image.shape
+    norm = (
+        AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
+    )
+    drawn = axes.imshow(
+        image,
+        cmap=panel.colours,
+        norm=norm,
+        interpolation="nearest" if n > 1 or columns > 300 else "none",
+        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )
+    axes.set_title(panel.title)
+    axes.set_ylabel(panel.axes[0])
+    axes.set_xlabel(panel.axes[1])
+    finite = panel.image[np.isfinite(panel.image)]
+    above, below = (finite > panel.high).any(), (finite < panel.low).any()
+    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
+    bar = axes.figure.colorbar(drawn, ax=axes, extend=extend, fraction=0.046, pad=0.03)
+    bar.set_label(panel.unit)
+    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+    if panel.asinh:
+        _decades(bar, panel)
+
+
+def _decades(bar: Any, panel: Panel) -> None:
+    """Put 0, 10, 100 ... on a scale that is linear near zero, where there is room."""
+    decades = [10.0**p for p in range(-6, 12)]
+    wanted = [v for d in decades for v in (d, 3 * d) if panel.asinh * 0.9 <= v <= panel.high]
+    low = [panel.low] if panel.low > 0 else []
+    if len(wanted) >= 2:
+        bar.set_ticks([*low, *([0.0] if panel.low <= 0 else []), *wanted])
+        bar.set_ticklabels([f"{t:.4g}" for t in bar.get_ticks()])
+        bar.ax.minorticks_off()
+
+
+def curves(
+    x: np.ndarray, x_name: str, lines: Sequence[tuple[str, np.ndarray]], mark: tuple[float, str] | None = None
+) -> Figure:
+    """Draw quantities over the frames, one below the other; `mark` is a position and its name."""
+    figure = _figure(WIDTH, 0.6 + 1.9 * len(lines))
+    with _style():
+        first = None
+        for position, (name, y) in enumerate(lines, 1):
+            axes = figure.add_subplot(len(lines), 1, position, sharex=first)
+            first = first or axes
+            axes.plot(x, y, color=BLUE, linewidth=0.9)
+            axes.set_title(name)
+            axes.set_ylabel("counts")
+            axes.grid(visible=True)
+            axes.margins(x=0.005)
+            axes.spines[["top", "right"]].set_visible(False)
+            if mark is not None:
+                axes.axvline(mark[0], color=ORANGE, linewidth=0.9, linestyle="--")
+            if mark is not None and position == 1:
+                axes.annotate(
+                    mark[1], (mark[0], 1), (3, -3), xycoords=("data", "axes fraction"), color=ORANGE,
+                    textcoords="offset points", va="top", ha="left", fontsize=9,
+                )  # fmt: skip
+            if position < len(lines):
+                axes.tick_params(labelbottom=False)
+        axes.set_xlabel(x_name)
+    return figure
+
+
+def histogram(survey: Survey, unit: str = "counts", *, before: tuple[str, np.ndarray] | None = None) -> Figure:
+    """Draw how many voxels have which value: near the bulk, and over the whole range, both in log counts."""
+    figure = _figure(WIDTH, 3.1)
+    low, high = survey.percentile(0.1), survey.percentile(99.0)
+    reach = max(high - low, survey.width)
+    ranges = [
+        ("Where most voxels are", max(survey.lowest, low - 0.5 * reach), min(survey.highest, high + reach)),
+        ("All voxels", survey.lowest, survey.highest),
+    ]
+    with _style():
+        for position, (title, a, b) in enumerate(ranges, 1):
+            axes = figure.add_subplot(1, 2, position)
+            centres, density = _rebinned(survey, a, b)
+            axes.stairs(density, centres, fill=True, color=BLUE, alpha=0.25, baseline=0.5)
+            axes.stairs(density, centres, color=BLUE, baseline=0.5, linewidth=1.0)
+            axes.set_yscale("log")
+            axes.set_ylim(0.7, max(10, density.max() * 2))
+            axes.set_title(title)
+            axes.set_xlabel(unit)
+            axes.set_ylabel("voxels per bin")
+            axes.grid(visible=True, axis="both")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            for value, name in ((survey.percentile(50), "median"), (survey.percentile(99.9), "99.9 %")):
+                if a <= value <= b:
+                    axes.axvline(value, color=ORANGE, linewidth=0.9, linestyle="--")
+                    axes.annotate(
+                        name, (value, 1), (3, -2), xycoords=("data", "axes fraction"), color=ORANGE,
+                        textcoords="offset points", va="top", ha="left", fontsize=9,
+                    )  # fmt: skip
+    return figure
+
+
+def _rebinned(survey: Survey, low: float, high: float, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Return edges and counts of about n bins of a range, each of whole bins of the survey."""
+    first = max(0, math.floor((low - survey.low) / survey.width))
+    stop = min(len(survey.counts), math.floor((high - survey.low) / survey.width) + 1)
+    stop = max(stop, first + 1)
+    share = max(1, math.ceil((stop - first) / n))
+    starts = np.arange(first, stop, share)
+    edges = survey.low + survey.width * np.append(starts, starts[-1] + share)
+    return edges, np.add.reduceat(survey.counts[: starts[-1] + share], starts)
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = io.BytesIO()
+    with _style():
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)

@@ -1,0 +1,398 @@
+"""Pictures of a result, and one HTML page that holds them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+
+from tomoscale import info, metadata, page, pictures, store, survey
+from tomoscale._version import __version__
+from tomoscale.errors import TomoscaleError
+from tomoscale.operation import command
+from tomoscale.page import Picture, Section, Table
+from tomoscale.pictures import RESIDUAL, Panel
+from tomoscale.progress import human_bytes
+from tomoscale.store import StoredVolume, Volume
+from tomoscale.survey import Survey
+
+PAGE = "index.html"
+
+
+@command("report")
+def make(
+    path: Path,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    sampled: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """
+    Draw a result: pictures, and one HTML page that holds them and the history.
+
+    Of cleaned frames it shows the frame with the strongest signal before and after, on the same scale, and the
+    background there; of every scan the level over omega, the maximum projection and the histogram; of a
+    volume its middle slices.
+
+    Parameters
+    ----------
+    path : Path
+        A result, a scan or a volume.
+    output : Path, optional
+        Folder of the page; `OUT-report` beside OUT.zarr by default. Its files of an earlier report are replaced.
+    sampled : bool
+        Read samples instead of the whole array: quick, but without the maximum projection.
+    quiet : bool
+        Show no progress.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    TomoscaleError
+        A result that is not complete, one that has not three axes, or a folder with a page of another making.
+    """
+    volume = store.open_volume(path)
+    if volume.ndim != 3:
+        raise TomoscaleError(f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes")
+    shown = Shown(volume, survey.of(volume, sampled=sampled, title="report: reading", quiet=quiet), sampled)
+    folder = output or shown.name_beside("-report")
+    sections = [*(_scan(shown) if shown.is_scan else _volume(shown)), *_facts(shown)]
+    lead, figures = _lead(shown)
+    foot = f"Made by tomoscale {__version__}. The pictures are also files beside this page."
+    return _written(folder, page.html(shown.title, lead, figures, sections, foot), sections)
+
+
+def _written(folder: Path, text: str, sections: list[Section]) -> Path:
+    """Write the page and its pictures; files of another making are left alone."""
+    target = folder / PAGE
+    if folder.is_file() or (target.exists() and page.GENERATOR not in target.read_text("utf-8", "replace")[:500]):
+        raise TomoscaleError(f"report: {target} exists and is no report; choose another folder with --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in (p for s in sections for p in s.pictures):
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    temporary = target.with_name(f".{PAGE}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the report is about, and what one reading of it found."""
+
+    volume: StoredVolume
+    survey: Survey
+    sampled: bool
+
+    @property
+    def root(self) -> Path:
+        """The group, or the array where there is none."""
+        return self.volume.group or self.volume.path
+
+    @property
+    def array(self) -> str:
+        """Path of the array in its group."""
+        return str(self.volume.path.relative_to(self.root)) if self.volume.group else ""
+
+    @property
+    def title(self) -> str:
+        """Name of the result; with the array where it is not the one that is meant without a name."""
+        return self.root.name if self.array in ("", "frames", "volume") else f"{self.root.name}/{self.array}"
+
+    def name_beside(self, ending: str) -> Path:
+        """Return a name beside the result: `scan-background-report` for `scan-background.zarr`."""
+        stem = self.title.replace(".zarr", "").replace("/", "-")
+        return self.root.with_name(stem + ending)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What `tomoscale info` says."""
+        return info.describe(self.root)
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """The last step of the history; empty for a scan of another making."""
+        return self.facts["history"][-1] if self.facts["history"] else {}
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether the first axis is that of the frames."""
+        names = [a.get("name") for a in self._ome_axes()] or list(self.volume.info.dimension_names or ())
+        if names:
+            return names[0] != "z"
+        return self.array == "frames" or self.omega is not None
+
+    def _ome_axes(self) -> list[dict[str, Any]]:
+        attributes = metadata.attributes_of(self.root)
+        images = attributes.get("ome", attributes).get("multiscales") or [{}]
+        return images[0].get("axes") or []
+
+    @property
+    def is_cleaned(self) -> bool:
+        """Whether these are frames without their background."""
+        return self.array == "frames" and self.step.get("operation") == "background.remove"
+
+    @cached_property
+    def omega(self) -> np.ndarray | None:
+        """Rotation angles in degrees, if they are known."""
+        return self._per_frame("omega")
+
+    @cached_property
+    def level(self) -> np.ndarray | None:
+        """Level of every frame in the margin; None where frames were not normalised."""
+        level = self._per_frame("level") if self.is_cleaned else None
+        return None if level is None or np.all(level == 1) else level
+
+    def _per_frame(self, name: str) -> np.ndarray | None:
+        found = self.volume.sibling(name)
+        return found.whole() if found is not None and found.shape == self.volume.shape[:1] else None
+
+    @property
+    def abscissa(self) -> tuple[np.ndarray, str]:
+        """Positions of the frames and their name: omega where it is known."""
+        if self.omega is not None:
+            return self.omega, "omega (degrees)"
+        return np.arange(self.volume.shape[0]), "frame"
+
+    def place(self, k: int) -> str:
+        """Say which frame: `frame 83 (omega 49.8°)`."""
+        return f"frame {k}" + ("" if self.omega is None else f" (omega {self.omega[k]:.2f}°)")
+
+
+# ---------------------------------------------------------------- a scan
+
+
+def _scan(shown: Shown) -> list[Section]:
+    k = shown.survey.strongest
+    frame = _frame(shown.volume, k)
+    first = _cleaned_frame(shown, k, frame) if shown.is_cleaned else _raw_frame(shown, k, frame)
+    return [first, _level(shown, k), *_projection(shown), _histogram(shown)]
+
+
+def _frame(volume: Volume, k: int) -> np.ndarray:
+    return volume.read((slice(k, k + 1), *(slice(0, n) for n in volume.shape[1:])))[0]
+
+
+def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
+    """Show a frame before and after on the same scale, and the background there."""
+    before, note = _before(shown, k)
+    background = shown.volume.sibling("background")
+    behind = None if background is None else _frame(background, k // int(shown.step["parameters"]["step"]))
+    low, high = pictures.limits(*(i for i in (before, after) if i is not None))
+    symmetric = max(abs(v) for v in pictures.limits(after, low=2, high=98)) * 1.5
+    treated = "less the dark" + ("" if shown.level is None else ", at the mean level of the margin")
+    panels = []
+    if before is not None:
+        panels.append(Panel(f"Before: {treated}", before, low, high))
+    if behind is not None:
+        panels.append(Panel("Background", behind, low, high))
+    panels.append(Panel("After, same scale" if before is not None else "After", after, low, high))
+    panels.append(Panel("After, own scale", after, -symmetric, symmetric, RESIDUAL))
+    section = Section(f"One frame before and after: {shown.place(k)}")
+    section.text.append("The frame with the strongest signal" + (" among the samples." if shown.sampled else "."))
+    if before is not None:
+        section.text[0] += (
+            f" The median of its pixels is {np.nanmedian(before):.1f} counts before"
+            f" and {np.nanmedian(after):.1f} after."
+        )
+    if note:
+        section.notes.append(note)
+    caption = "Before, background and after share one scale; " if before is not None else ""
+    caption += "the last picture has its own, symmetric about zero. " + _shrunk(after)
+    alternative = f"{shown.place(k)}: " + ", ".join(p.title for p in panels)
+    section.pictures.append(Picture("frame", pictures.png(pictures.images(panels)), alternative, caption))
+    return section
+
+
+def _before(shown: Shown, k: int) -> tuple[np.ndarray | None, str]:
+    """Return the raw frame, treated as the operation did before it took the background off, or why not."""
+    source = shown.step.get("inputs", {}).get("frames", {})
+    if "path" not in source:
+        return None, "The frames before were an array in memory: they cannot be shown."
+    try:
+        raw = _input(shown, source)
+    except TomoscaleError as error:
+        return None, f"The input is gone, so the frame before is not shown: {error}"
+    if raw is None:
+        return None, f"The input {source['path']} has changed since, so the frame before is not shown."
+    before = _frame(raw, k).astype(np.float32)
+    dark = shown.volume.sibling("dark")
+    if dark is not None:
+        image = dark.whole()
+        before -= np.median(image, axis=0) if image.ndim == 3 else image
+    if shown.level is not None:
+        before *= np.float32(shown.level.mean() / shown.level[k])
+    return before, ""
+
+
+def _input(shown: Shown, source: dict[str, Any]) -> Volume | None:
+    """Open the input where it was, or beside the result if both were moved; None if it is another one now."""
+    recorded = Path(source["path"])
+    moved = [shown.root.parent / Path(*recorded.parts[-n:]) for n in (2, 1)]
+    place = next((p for p in (recorded, *moved) if p.exists()), recorded)
+    volume: Volume = store.open_volume(place)
+    if list(volume.shape) != _whole_shape(source, volume) or volume.identity()["sample"] != source["sample"]:
+        return None
+    return store.crop(volume, source["roi"]) if "roi" in source else volume
+
+
+def _whole_shape(source: dict[str, Any], volume: Volume) -> list[int]:
+    return source.get("shape", list(volume.shape))
+
+
+def _raw_frame(shown: Shown, k: int, frame: np.ndarray) -> Section:
+    """Show a frame of a scan that is not cleaned; less its dark, if that lies beside it."""
+    dark = shown.volume.sibling("dark")
+    title, image = "As stored", frame
+    if dark is not None and dark.shape[-2:] == frame.shape:
+        offset = dark.whole()
+        image = frame - (np.median(offset, axis=0) if offset.ndim == 3 else offset).astype(np.float32)
+        title = "Less the dark"
+    low, high = pictures.limits(image)
+    linear = max((high - low) / 50, 1e-6)
+    panels = [
+        Panel(f"{title}, linear scale", image, low, high),
+        Panel(f"{title}, logarithmic scale", image, min(low, 0.0), float(np.nanmax(image)), asinh=linear),
+    ]
+    section = Section(f"One frame: {shown.place(k)}")
+    section.text.append("The frame with the strongest signal" + (" among the samples." if shown.sampled else "."))
+    png = pictures.png(pictures.images(panels))
+    section.pictures.append(Picture("frame", png, f"{shown.place(k)} on two scales", _shrunk(frame)))
+    return section
+
+
+def _level(shown: Shown, k: int) -> Section:
+    """Show how level and signal go over the rotation."""
+    x, name = shown.abscissa
+    over = "omega" if shown.omega is not None else "the frames"
+    lines = [("Level in the margin", shown.level)] if shown.level is not None else []
+    lines += [] if lines or shown.sampled else [("Mean of every frame", shown.survey.means)]
+    signal = shown.survey.signals / shown.volume.shape[1] / shown.volume.shape[2]
+    if not shown.sampled:
+        lines.append((f"Signal: voxels above {shown.survey.threshold:.4g} counts, per pixel", signal))
+    section = Section(f"Level over {over}")
+    if shown.is_cleaned and shown.level is None:
+        section.text.append("Frames were not normalised to a level (no margin was given).")
+    if shown.level is not None:
+        spread = 100 * (shown.level.max() - shown.level.min()) / shown.level.mean()
+        section.text.append(
+            f"Mean level in the margin {shown.level.mean():.1f} counts, from lowest to highest {spread:.2f} %."
+        )
+    if lines:
+        png = pictures.png(pictures.curves(x, name, lines, (float(x[k]), f"frame {k}, shown above")))
+        caption = "Signal is what exceeds the 99.9th percentile of a sample of all voxels." if len(lines) > 1 else ""
+        section.pictures.append(Picture("level", png, f"{' and '.join(n for n, _ in lines)} over {over}", caption))
+    return section
+
+
+def _projection(shown: Shown) -> list[Section]:
+    """Show the highest value of every pixel."""
+    image = shown.survey.projection
+    if image is None:
+        return []
+    noise = max(shown.survey.percentile(84) - shown.survey.percentile(16), shown.survey.width) / 2
+    low, high = (float(v) for v in np.nanpercentile(image, (0.5, 99.95)))
+    scale = 3 * noise if shown.is_cleaned else max((high - low) / 50, 1e-6)
+    panels = [Panel("Highest value of every pixel over all frames", image, low, high, asinh=scale)]
+    png = pictures.png(pictures.images(panels, 1))
+    caption = f"Linear below {scale:.3g} counts, logarithmic above. " + _shrunk(image)
+    picture = Picture("projection", png, "Maximum projection along the rotation", caption)
+    return [Section("Maximum projection", pictures=[picture])]
+
+
+# ---------------------------------------------------------------- a volume
+
+
+def _volume(shown: Shown) -> list[Section]:
+    """Show the middle slices along the three axes."""
+    volume = shown.volume
+    middle = [n // 2 for n in volume.shape]
+    planes = []
+    for axis, name in enumerate("zyx"):
+        window = [slice(0, n) for n in volume.shape]
+        window[axis] = slice(middle[axis], middle[axis] + 1)
+        others = tuple(n for n in "zyx" if n != name)
+        planes.append((f"{name} = {middle[axis]}", volume.read(tuple(window)).squeeze(axis), others))
+    low, high = pictures.limits(*(p for _, p, _ in planes), low=0.2)
+    panels = [Panel(t, p, low, high, "gray", "value", axes=(o[0], o[1])) for t, p, o in planes]
+    png = pictures.png(pictures.images(panels, 3))
+    caption = "One scale for all. " + _shrunk(planes[0][1], "mean")
+    picture = Picture("slices", png, "Slices through the middle along z, y and x", caption)
+    return [Section("Slices through the middle", pictures=[picture]), _histogram(shown)]
+
+
+# ---------------------------------------------------------------- figures and facts
+
+
+def _shrunk(image: np.ndarray, how: str = "maximum") -> str:
+    n = pictures.reduced(image[:, :], how)[1]
+    return "" if n == 1 else f"Every point of the picture is the {how} of {n} × {n} pixels. "
+
+
+def _histogram(shown: Shown) -> Section:
+    unit = "counts" if shown.is_scan else "value"
+    found = shown.survey
+    rows = [
+        (name, f"{value:.6g}")
+        for name, value in (
+            ("lowest", found.lowest),
+            *((f"{p:g} %", found.percentile(p)) for p in (1, 16)),
+            ("median", found.percentile(50)),
+            *((f"{p:g} %", found.percentile(p)) for p in (84, 99, 99.9, 99.99)),
+            ("highest", found.highest),
+        )
+    ]
+    how = "a sample of the voxels" if shown.sampled else "all voxels"
+    text = [f"Of {how}: {int(found.counts.sum()):,} values, read once.".replace(",", " ")]
+    notes = [f"{found.n_nan} voxels are NaN."] if found.n_nan else []
+    picture = Picture(
+        "histogram", pictures.png(pictures.histogram(found, unit)), f"Histogram of {how}, logarithmic", ""
+    )
+    table = Table([[v for _, v in rows]], [n for n, _ in rows])
+    return Section("Histogram", text, notes, [picture], [table])
+
+
+def _lead(shown: Shown) -> tuple[str, list[tuple[str, str]]]:
+    """Return what it is in a sentence, and its key figures."""
+    n, rows, columns = shown.volume.shape
+    if shown.is_cleaned:
+        kind = "Frames of a rotation scan without their background"
+    else:
+        kind = "Frames of a rotation scan" if shown.is_scan else "A volume"
+    step = shown.step
+    made = f", made by {step['operation']} ({info.when(step)})" if step else ""
+    array = shown.facts["arrays"].get(shown.array or shown.root.name, {})
+    figures = [(f"{n} × {rows} × {columns}", "frame, row, column" if shown.is_scan else "z, y, x")]
+    figures.append((str(shown.volume.dtype), "type"))
+    if array.get("stored_bytes"):
+        figures.append((human_bytes(array["bytes"]), "uncompressed"))
+        figures.append((human_bytes(array["stored_bytes"]), "stored"))
+        figures.append((f"{array['bytes'] / array['stored_bytes']:.2f}", "compression ratio"))
+    if shown.is_cleaned:
+        noise = (shown.survey.percentile(84) - shown.survey.percentile(16)) / 2
+        figures.append((f"{noise:.3g} counts", "half the 16–84 % range"))
+    return f"{kind}{made}.", figures
+
+
+def _facts(shown: Shown) -> list[Section]:
+    """Return the arrays of the result and its history."""
+    head = ("array", "shape", "type", "chunks", "codecs", "bytes", "stored", "ratio")
+    arrays = Table([info.array_row(n, a) for n, a in shown.facts["arrays"].items()], head)
+    where = Section("Arrays", [f"{shown.root}: {info.state(shown.facts)}."], tables=[arrays])
+    history = Section("History")
+    for number, step in enumerate(shown.facts["history"], 1):
+        versions = ", ".join(f"{k} {v}" for k, v in step.get("versions", {}).items() if k != "tomoscale")
+        rows = [*info.details(step), *([("with", versions)] if versions else [])]
+        history.tables.append(Table(rows, title=f"{number}. {step['operation']}", text=info.when(step)))
+    if not history.tables:
+        history.text.append("None: tomoscale did not write this.")
+    return [where, history]
