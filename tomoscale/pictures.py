@@ -126,10 +126,10 @@ def limits(*images: np.ndarray, low: float = 0.5, high: float = 99.8) -> tuple[f
 def images(panels: Sequence[Panel], n_columns: int = 2) -> Figure:
     """Draw images side by side, each with its colour bar."""
     n_rows = math.ceil(len(panels) / n_columns)
-    rows, columns = panels[0].image.shape
-    panel_width = WIDTH / n_columns
-    height = min(1.6, max(0.25, rows / columns)) * (panel_width - 1.5) + 0.85
-    figure = _figure(WIDTH, n_rows * height)
+    tallest = max(p.image.shape[0] / p.image.shape[1] for p in panels)
+    room = (min(WIDTH, 8.2 * n_columns) / n_columns) - 1.5
+    height = min(1.6, max(0.25, tallest)) * room + 0.85
+    figure = _figure(n_columns * (room + 1.5), n_rows * height, layout="compressed")
     with _style():
         for position, panel in enumerate(panels, 1):
             _image(figure.add_subplot(n_rows, n_columns, position), panel)
@@ -157,7 +157,8 @@ def _image(axes: Axes, panel: Panel) -> None:
     finite = panel.image[np.isfinite(panel.image)]
     above, below = (finite > panel.high).any(), (finite < panel.low).any()
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
-    bar = axes.figure.colorbar(drawn, ax=axes, extend=extend, fraction=0.046, pad=0.03)
+    beside = axes.inset_axes((1.03, 0, 0.04, 1))
+    bar = axes.figure.colorbar(drawn, cax=beside, extend=extend, extendfrac=0.03)
     bar.set_label(panel.unit)
     bar.outline.set_linewidth(0.6)  # type: ignore[operator]
     if panel.asinh:
@@ -168,9 +169,8 @@ def _decades(bar: Any, panel: Panel) -> None:
     """Put 0, 10, 100 ... on a scale that is linear near zero, where there is room."""
     decades = [10.0**p for p in range(-6, 12)]
     wanted = [v for d in decades for v in (d, 3 * d) if panel.asinh * 0.9 <= v <= panel.high]
-    low = [panel.low] if panel.low > 0 else []
     if len(wanted) >= 2:
-        bar.set_ticks([*low, *([0.0] if panel.low <= 0 else []), *wanted])
+        bar.set_ticks([*([0.0] if panel.low <= 0 else []), *wanted])
         bar.set_ticklabels([f"{t:.4g}" for t in bar.get_ticks()])
         bar.ax.minorticks_off()
 
@@ -204,7 +204,7 @@ def curves(
     return figure
 
 
-def histogram(survey: Survey, unit: str = "counts", *, before: tuple[str, np.ndarray] | None = None) -> Figure:
+def histogram(survey: Survey, unit: str = "counts") -> Figure:
     """Draw how many voxels have which value: near the bulk, and over the whole range, both in log counts."""
     figure = _figure(WIDTH, 3.1)
     low, high = survey.percentile(0.1), survey.percentile(99.0)
@@ -227,11 +227,12 @@ def histogram(survey: Survey, unit: str = "counts", *, before: tuple[str, np.nda
             axes.grid(visible=True, axis="both")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-            for value, name in ((survey.percentile(50), "median"), (survey.percentile(99.9), "99.9 %")):
+            for line, (percent, name) in enumerate(((50, "median"), (99.9, "99.9 %"))):
+                value = survey.percentile(percent)
                 if a <= value <= b:
                     axes.axvline(value, color=ORANGE, linewidth=0.9, linestyle="--")
                     axes.annotate(
-                        name, (value, 1), (3, -2), xycoords=("data", "axes fraction"), color=ORANGE,
+                        name, (value, 1), (3, -2 - 12 * line), xycoords=("data", "axes fraction"), color=ORANGE,
                         textcoords="offset points", va="top", ha="left", fontsize=9,
                     )  # fmt: skip
     return figure
@@ -263,10 +264,10 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout)  # type: ignore[arg-type]
 
 
 def _style() -> Any:

@@ -187,15 +187,15 @@ def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     before, note = _before(shown, k)
     background = shown.volume.sibling("background")
     behind = None if background is None else _frame(background, k // int(shown.step["parameters"]["step"]))
-    low, high = pictures.limits(*(i for i in (before, after) if i is not None))
-    symmetric = max(abs(v) for v in pictures.limits(after, low=2, high=98)) * 1.5
-    treated = "less the dark" + ("" if shown.level is None else ", at the mean level of the margin")
+    low, high = _common_scale(behind if before is not None else None, after)
     panels = []
     if before is not None:
-        panels.append(Panel(f"Before: {treated}", before, low, high))
+        panels.append(Panel("Before", before, low, high))
     if behind is not None:
         panels.append(Panel("Background", behind, low, high))
     panels.append(Panel("After, same scale" if before is not None else "After", after, low, high))
+    noise = pictures.limits(after, low=16, high=84)
+    symmetric = 4 * max(noise[1] - noise[0], 1e-6)
     panels.append(Panel("After, own scale", after, -symmetric, symmetric, RESIDUAL))
     section = Section(f"One frame before and after: {shown.place(k)}")
     section.text.append("The frame with the strongest signal" + (" among the samples." if shown.sampled else "."))
@@ -206,11 +206,23 @@ def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
         )
     if note:
         section.notes.append(note)
-    caption = "Before, background and after share one scale; " if before is not None else ""
-    caption += "the last picture has its own, symmetric about zero. " + _shrunk(after)
+    caption = _shrunk(after)
+    if before is not None:
+        treated = "less the dark" if shown.volume.sibling("dark") is not None else "as stored"
+        treated += "" if shown.level is None else " and brought to the mean level of the margin"
+        caption = (
+            f"Before is the raw frame, {treated}. The first three pictures share one scale, that of the background: "
+            "diffraction goes beyond it. The last has a scale of its own, symmetric about zero. " + caption
+        )
     alternative = f"{shown.place(k)}: " + ", ".join(p.title for p in panels)
     section.pictures.append(Picture("frame", pictures.png(pictures.images(panels)), alternative, caption))
     return section
+
+
+def _common_scale(background: np.ndarray | None, after: np.ndarray) -> tuple[float, float]:
+    """Return a scale on which a background is seen: it would be lost on the scale of the brightest blob."""
+    low, high = pictures.limits(after)
+    return (min(0.0, low), 1.25 * pictures.limits(background)[1]) if background is not None else (low, high)
 
 
 def _before(shown: Shown, k: int) -> tuple[np.ndarray | None, str]:
@@ -278,7 +290,7 @@ def _level(shown: Shown, k: int) -> Section:
     lines += [] if lines or shown.sampled else [("Mean of every frame", shown.survey.means)]
     signal = shown.survey.signals / shown.volume.shape[1] / shown.volume.shape[2]
     if not shown.sampled:
-        lines.append((f"Signal: voxels above {shown.survey.threshold:.4g} counts, per pixel", signal))
+        lines.append((f"Signal: sum of what is above {shown.survey.threshold:.4g} counts, per pixel", signal))
     section = Section(f"Level over {over}")
     if shown.is_cleaned and shown.level is None:
         section.text.append("Frames were not normalised to a level (no margin was given).")
@@ -301,6 +313,7 @@ def _projection(shown: Shown) -> list[Section]:
         return []
     noise = max(shown.survey.percentile(84) - shown.survey.percentile(16), shown.survey.width) / 2
     low, high = (float(v) for v in np.nanpercentile(image, (0.5, 99.95)))
+    low, high = min(low, 0.0), max(high, low + 1e-6)
     scale = 3 * noise if shown.is_cleaned else max((high - low) / 50, 1e-6)
     panels = [Panel("Highest value of every pixel over all frames", image, low, high, asinh=scale)]
     png = pictures.png(pictures.images(panels, 1))
