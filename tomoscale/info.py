@@ -24,9 +24,7 @@ METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"
 
 
 @command("info")
-def show(
-    path: Path, *, as_json: Annotated[bool, Parameter(name="--json")] = False
-) -> str | dict[str, Any]:
+def show(path: Path, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> str | dict[str, Any]:
     """
     Say what a scan, a volume or a result is, whether it is complete, and what led to it.
 
@@ -147,7 +145,9 @@ def _codecs(folder: Path, info: ArrayInfo) -> str:
     for codec in info.codecs:
         settings = codec.get("configuration", {})
         if codec["name"] != "bytes":
-            names.append("-".join([codec["name"], *(str(settings[k]) for k in ("cname", "shuffle") if k in settings)]))
+            names.append(
+                "-".join([codec["name"], *(str(settings[k]) for k in ("cname", "shuffle") if k in settings)])
+            )
     return ", ".join(names) or "none"
 
 
@@ -209,7 +209,9 @@ def _words(found: Mapping[str, Any]) -> Iterator[str]:
     for number, step in enumerate(found["history"], 1):
         yield ""
         yield f"{number}. {step['operation']}: {when(step)}"
-        yield from (f"   {k:<14} {v}" for k, v in details(step))
+        rows = [*inputs(step), *parameters(step)]
+        width = max((len(k) for k, _ in rows), default=0)
+        yield from (f"   {k:<{width}}  {v}" for k, v in rows)
 
 
 def state(found: Mapping[str, Any]) -> str:
@@ -252,15 +254,20 @@ def array_row(name: str, array: Mapping[str, Any]) -> tuple[str, ...]:
 
 def when(step: Mapping[str, Any]) -> str:
     """Say when a step was finished, how long it took, and by which version."""
-    finished = str(step.get("finished", "")).replace("T", " ")
-    version = step.get("versions", {}).get("tomoscale", "unknown")
-    return f"{finished}, {human_time(float(step.get('seconds', 0)))}, tomoscale {version}"
+    finished = str(step.get("finished", "at an unknown time")).replace("T", " ").replace("+", " +")
+    seconds = float(step.get("seconds", 0))
+    took = human_time(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+    return f"{finished}, in {took}, by tomoscale {step.get('versions', {}).get('tomoscale', 'unknown')}"
 
 
-def details(step: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return inputs and parameters of a step in words."""
-    inputs = [(name, _identity(i)) for name, i in step.get("inputs", {}).items()]
-    return inputs + [(name, value(v)) for name, v in step.get("parameters", {}).items()]
+def inputs(step: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the inputs of a step in words."""
+    return [(name, _identity(i)) for name, i in step.get("inputs", {}).items()]
+
+
+def parameters(step: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the parameters of a step in words."""
+    return [(name, value(v)) for name, v in step.get("parameters", {}).items()]
 
 
 def _identity(source: Mapping[str, Any]) -> str:

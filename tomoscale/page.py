@@ -20,20 +20,25 @@ p { margin: .4rem 0; max-width: 48rem; }
 .lead { color: #4a5160; margin-bottom: 1.2rem; }
 .note { border-left: 3px solid #c8541b; padding: .3rem .9rem; background: #fbf3ee; }
 figure { margin: .8rem 0; }
-figure img { display: block; width: 100%; height: auto; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { color: #4a5160; font-size: .92rem; max-width: 48rem; margin-top: .3rem; }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
 th, td { text-align: left; padding: .22rem 1.1rem .22rem 0; vertical-align: top; border-bottom: 1px solid #e6e9ee; }
 th { font-weight: 600; color: #4a5160; white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .1rem 1.4rem; margin: .4rem 0;
+     font-size: .9rem; }
+dl div { display: flex; justify-content: space-between; gap: .8rem; padding: .12rem 0;
+         border-bottom: 1px solid #e6e9ee; }
+dt { color: #4a5160; } dd { margin: 0; overflow-wrap: anywhere; text-align: right; }
 .figures { display: flex; flex-wrap: wrap; gap: .3rem 2.2rem; padding: 0; margin: 1rem 0; list-style: none; }
 .figures b { display: block; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
 .figures span { color: #4a5160; font-size: .85rem; }
 footer { margin-top: 3rem; color: #6a7180; font-size: .85rem; }
 @media print {
   body { font-size: 10pt; padding: 0; max-width: none; }
-  figure, table, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  figure, table, dl, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .note { background: none; }
 }
 """
@@ -81,6 +86,8 @@ class Table:
     head: Sequence[str] = ()
     title: str = ""
     text: str = ""
+    choices: Sequence[tuple[str, str]] = ()
+    """Names and values set side by side above the rows: the parameters of a step."""
 
 
 def html(
@@ -130,8 +137,10 @@ def _section(section: Section) -> str:
 
 def _picture(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
+    # Three dots of the file for two of the page, so that it is sharp on paper and on fine screens.
+    width = int.from_bytes(picture.png[16:20], "big") * 2 // 3
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(picture.alternative)}">'
+        f'<figure><img src="data:image/png;base64,{data}" width="{width}" alt="{escape(picture.alternative)}">'
         f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )
 
@@ -140,6 +149,9 @@ def _table(table: Table) -> str:
     parts = [f"<h3>{escape(table.title)}</h3>"] if table.title else []
     if table.text:
         parts.append(f"<p>{escape(table.text)}</p>")
+    if table.choices:
+        pairs = "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in table.choices)
+        parts.append(f"<dl>{pairs}</dl>")
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in table.head)
     rows = []
     for first, *others in table.rows:

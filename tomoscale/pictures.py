@@ -61,6 +61,8 @@ class Panel:
         Below this value the scale is linear, above logarithmic; 0 for a linear scale.
     axes : (str, str)
         Names of the vertical and the horizontal axis.
+    bar : bool
+        Draw a colour bar.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Panel:
     unit: str = "counts"
     asinh: float = 0.0
     axes: tuple[str, str] = ("row", "column")
+    bar: bool = True
 
 
 def reduced(image: np.ndarray, how: str = "maximum", most: int = MOST_PIXELS) -> tuple[np.ndarray, int]:
@@ -123,17 +126,36 @@ def limits(*images: np.ndarray, low: float = 0.5, high: float = 99.8) -> tuple[f
 # ---------------------------------------------------------------- figures
 
 
+LEFT, RIGHT, TOP, BOTTOM = 0.72, 0.95, 0.32, 0.62
+"""Inches around an image: row numbers, colour bar, title, column numbers."""
+
+
 def images(panels: Sequence[Panel], n_columns: int = 2) -> Figure:
-    """Draw images side by side, each with its colour bar."""
-    n_rows = math.ceil(len(panels) / n_columns)
-    tallest = max(p.image.shape[0] / p.image.shape[1] for p in panels)
-    room = (min(WIDTH, 8.2 * n_columns) / n_columns) - 1.5
-    height = min(1.6, max(0.25, tallest)) * room + 0.85
-    figure = _figure(n_columns * (room + 1.5), n_rows * height, layout="compressed")
+    """Draw images side by side, pixels of one size, each with its colour bar."""
+    width = min(WIDTH, 7.0 * n_columns)
+    right = RIGHT if all(p.bar for p in panels) else 0.15
+    room = (width - n_columns * (LEFT + right) - (RIGHT - right)) / n_columns
+    rows, columns = (max(p.image.shape[axis] for p in panels) for axis in (0, 1))
+    pixel = min(room / columns, 1.6 * room / rows)
+    lines = [panels[i : i + n_columns] for i in range(0, len(panels), n_columns)]
+    heights = [TOP + BOTTOM + pixel * max(p.image.shape[0] for p in line) for line in lines]
+    figure = _figure(width, _dots(sum(heights)), layout="none")
     with _style():
-        for position, panel in enumerate(panels, 1):
-            _image(figure.add_subplot(n_rows, n_columns, position), panel)
+        top = sum(heights)
+        for line, line_height in zip(lines, heights, strict=True):
+            for position, panel in enumerate(line):
+                height, breadth = (pixel * n for n in panel.image.shape)
+                left = LEFT + position * (LEFT + room + right)
+                box = (_dots(v) for v in (left, top - TOP - height, breadth, height))
+                sizes = (width, _dots(sum(heights))) * 2
+                _image(figure.add_axes(tuple(v / n for v, n in zip(box, sizes, strict=True))), panel)
+            top -= line_height
     return figure
+
+
+def _dots(inches: float) -> float:
+    """Round a length to whole dots, so that an image fills its frame."""
+    return round(inches * DPI) / DPI
 
 
 def _image(axes: Axes, panel: Panel) -> None:
@@ -141,9 +163,7 @@ def _image(axes: Axes, panel: Panel) -> None:
 
     image, n = reduced(panel.image, "maximum" if panel.axes[0] == "row" else "mean")
     rows, columns = panel.image.shape
-    norm = (
-        AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
-    )
+    norm = AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
     drawn = axes.imshow(
         image,
         cmap=panel.colours,
@@ -151,13 +171,21 @@ def _image(axes: Axes, panel: Panel) -> None:
         interpolation="nearest" if n > 1 or columns > 300 else "none",
         extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
     )
+    axes.set_aspect("auto")
     axes.set_title(panel.title)
     axes.set_ylabel(panel.axes[0])
     axes.set_xlabel(panel.axes[1])
+    if panel.bar:
+        _colour_bar(axes, drawn, panel)
+
+
+def _colour_bar(axes: Axes, drawn: Any, panel: Panel) -> None:
+    """Draw the scale beside an image, as high as the image; arrows tell that values go beyond it."""
     finite = panel.image[np.isfinite(panel.image)]
     above, below = (finite > panel.high).any(), (finite < panel.low).any()
     extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
-    beside = axes.inset_axes((1.03, 0, 0.04, 1))
+    breadth = axes.get_position().width * axes.figure.get_figwidth()
+    beside = axes.inset_axes((1 + 0.1 / breadth, 0, 0.13 / breadth, 1))
     bar = axes.figure.colorbar(drawn, cax=beside, extend=extend, extendfrac=0.03)
     bar.set_label(panel.unit)
     bar.outline.set_linewidth(0.6)  # type: ignore[operator]
@@ -209,16 +237,16 @@ def histogram(survey: Survey, unit: str = "counts") -> Figure:
     figure = _figure(WIDTH, 3.1)
     low, high = survey.percentile(0.1), survey.percentile(99.0)
     reach = max(high - low, survey.width)
-    ranges = [
-        ("Where most voxels are", max(survey.lowest, low - 0.5 * reach), min(survey.highest, high + reach)),
-        ("All voxels", survey.lowest, survey.highest),
-    ]
+    low, high = max(survey.lowest, low - 0.5 * reach), min(survey.highest, high + reach)
+    ranges = [("All voxels", survey.lowest, survey.highest)]
+    if high - low < 0.7 * (survey.highest - survey.lowest):
+        ranges.insert(0, ("Where most voxels are", low, high))
     with _style():
         for position, (title, a, b) in enumerate(ranges, 1):
-            axes = figure.add_subplot(1, 2, position)
-            centres, density = _rebinned(survey, a, b)
-            axes.stairs(density, centres, fill=True, color=BLUE, alpha=0.25, baseline=0.5)
-            axes.stairs(density, centres, color=BLUE, baseline=0.5, linewidth=1.0)
+            axes = figure.add_subplot(1, len(ranges), position)
+            edges, density = _rebinned(survey, a, b)
+            axes.stairs(density, edges, fill=True, color=BLUE, alpha=0.25, baseline=0.5)
+            axes.stairs(density, edges, color=BLUE, baseline=0.5, linewidth=1.0)
             axes.set_yscale("log")
             axes.set_ylim(0.7, max(10, density.max() * 2))
             axes.set_title(title)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
 
-from tomoscale import info, metadata, page, pictures, store, survey
+from tomoscale import info, page, pictures, store, survey
 from tomoscale._version import __version__
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import command
 from tomoscale.page import Picture, Section, Table
 from tomoscale.pictures import RESIDUAL, Panel
 from tomoscale.progress import human_bytes
-from tomoscale.store import StoredVolume, Volume
-from tomoscale.survey import Survey
+from tomoscale.shown import Shown, frame_of, image_of
 
 PAGE = "index.html"
 
@@ -62,7 +59,9 @@ def make(
     """
     volume = store.open_volume(path)
     if volume.ndim != 3:
-        raise TomoscaleError(f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes")
+        raise TomoscaleError(
+            f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes"
+        )
     shown = Shown(volume, survey.of(volume, sampled=sampled, title="report: reading", quiet=quiet), sampled)
     folder = output or shown.name_beside("-report")
     sections = [*(_scan(shown) if shown.is_scan else _volume(shown)), *_facts(shown)]
@@ -74,7 +73,9 @@ def make(
 def _written(folder: Path, text: str, sections: list[Section]) -> Path:
     """Write the page and its pictures; files of another making are left alone."""
     target = folder / PAGE
-    if folder.is_file() or (target.exists() and page.GENERATOR not in target.read_text("utf-8", "replace")[:500]):
+    if folder.is_file() or (
+        target.exists() and page.GENERATOR not in target.read_text("utf-8", "replace")[:500]
+    ):
         raise TomoscaleError(f"report: {target} exists and is no report; choose another folder with --output")
     folder.mkdir(parents=True, exist_ok=True)
     for picture in (p for s in sections for p in s.pictures):
@@ -85,108 +86,21 @@ def _written(folder: Path, text: str, sections: list[Section]) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the report is about, and what one reading of it found."""
-
-    volume: StoredVolume
-    survey: Survey
-    sampled: bool
-
-    @property
-    def root(self) -> Path:
-        """The group, or the array where there is none."""
-        return self.volume.group or self.volume.path
-
-    @property
-    def array(self) -> str:
-        """Path of the array in its group."""
-        return str(self.volume.path.relative_to(self.root)) if self.volume.group else ""
-
-    @property
-    def title(self) -> str:
-        """Name of the result; with the array where it is not the one that is meant without a name."""
-        return self.root.name if self.array in ("", "frames", "volume") else f"{self.root.name}/{self.array}"
-
-    def name_beside(self, ending: str) -> Path:
-        """Return a name beside the result: `scan-background-report` for `scan-background.zarr`."""
-        stem = self.title.replace(".zarr", "").replace("/", "-")
-        return self.root.with_name(stem + ending)
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What `tomoscale info` says."""
-        return info.describe(self.root)
-
-    @property
-    def step(self) -> dict[str, Any]:
-        """The last step of the history; empty for a scan of another making."""
-        return self.facts["history"][-1] if self.facts["history"] else {}
-
-    @property
-    def is_scan(self) -> bool:
-        """Whether the first axis is that of the frames."""
-        names = [a.get("name") for a in self._ome_axes()] or list(self.volume.info.dimension_names or ())
-        if names:
-            return names[0] != "z"
-        return self.array == "frames" or self.omega is not None
-
-    def _ome_axes(self) -> list[dict[str, Any]]:
-        attributes = metadata.attributes_of(self.root)
-        images = attributes.get("ome", attributes).get("multiscales") or [{}]
-        return images[0].get("axes") or []
-
-    @property
-    def is_cleaned(self) -> bool:
-        """Whether these are frames without their background."""
-        return self.array == "frames" and self.step.get("operation") == "background.remove"
-
-    @cached_property
-    def omega(self) -> np.ndarray | None:
-        """Rotation angles in degrees, if they are known."""
-        return self._per_frame("omega")
-
-    @cached_property
-    def level(self) -> np.ndarray | None:
-        """Level of every frame in the margin; None where frames were not normalised."""
-        level = self._per_frame("level") if self.is_cleaned else None
-        return None if level is None or np.all(level == 1) else level
-
-    def _per_frame(self, name: str) -> np.ndarray | None:
-        found = self.volume.sibling(name)
-        return found.whole() if found is not None and found.shape == self.volume.shape[:1] else None
-
-    @property
-    def abscissa(self) -> tuple[np.ndarray, str]:
-        """Positions of the frames and their name: omega where it is known."""
-        if self.omega is not None:
-            return self.omega, "omega (degrees)"
-        return np.arange(self.volume.shape[0]), "frame"
-
-    def place(self, k: int) -> str:
-        """Say which frame: `frame 83 (omega 49.8°)`."""
-        return f"frame {k}" + ("" if self.omega is None else f" (omega {self.omega[k]:.2f}°)")
-
-
 # ---------------------------------------------------------------- a scan
 
 
 def _scan(shown: Shown) -> list[Section]:
     k = shown.survey.strongest
-    frame = _frame(shown.volume, k)
+    frame = frame_of(shown.volume, k)
     first = _cleaned_frame(shown, k, frame) if shown.is_cleaned else _raw_frame(shown, k, frame)
     return [first, _level(shown, k), *_projection(shown), _histogram(shown)]
 
 
-def _frame(volume: Volume, k: int) -> np.ndarray:
-    return volume.read((slice(k, k + 1), *(slice(0, n) for n in volume.shape[1:])))[0]
-
-
 def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     """Show a frame before and after on the same scale, and the background there."""
-    before, note = _before(shown, k)
+    before, note = shown.before(k)
     background = shown.volume.sibling("background")
-    behind = None if background is None else _frame(background, k // int(shown.step["parameters"]["step"]))
+    behind = None if background is None else frame_of(background, k // int(shown.step["parameters"]["step"]))
     low, high = _common_scale(behind if before is not None else None, after)
     panels = []
     if before is not None:
@@ -198,7 +112,9 @@ def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     symmetric = 4 * max(noise[1] - noise[0], 1e-6)
     panels.append(Panel("After, own scale", after, -symmetric, symmetric, RESIDUAL))
     section = Section(f"One frame before and after: {shown.place(k)}")
-    section.text.append("The frame with the strongest signal" + (" among the samples." if shown.sampled else "."))
+    section.text.append(
+        "The frame with the strongest signal" + (" among the samples." if shown.sampled else ".")
+    )
     if before is not None:
         section.text[0] += (
             f" The median of its pixels is {np.nanmedian(before):.1f} counts before"
@@ -225,49 +141,12 @@ def _common_scale(background: np.ndarray | None, after: np.ndarray) -> tuple[flo
     return (min(0.0, low), 1.25 * pictures.limits(background)[1]) if background is not None else (low, high)
 
 
-def _before(shown: Shown, k: int) -> tuple[np.ndarray | None, str]:
-    """Return the raw frame, treated as the operation did before it took the background off, or why not."""
-    source = shown.step.get("inputs", {}).get("frames", {})
-    if "path" not in source:
-        return None, "The frames before were an array in memory: they cannot be shown."
-    try:
-        raw = _input(shown, source)
-    except TomoscaleError as error:
-        return None, f"The input is gone, so the frame before is not shown: {error}"
-    if raw is None:
-        return None, f"The input {source['path']} has changed since, so the frame before is not shown."
-    before = _frame(raw, k).astype(np.float32)
-    dark = shown.volume.sibling("dark")
-    if dark is not None:
-        image = dark.whole()
-        before -= np.median(image, axis=0) if image.ndim == 3 else image
-    if shown.level is not None:
-        before *= np.float32(shown.level.mean() / shown.level[k])
-    return before, ""
-
-
-def _input(shown: Shown, source: dict[str, Any]) -> Volume | None:
-    """Open the input where it was, or beside the result if both were moved; None if it is another one now."""
-    recorded = Path(source["path"])
-    moved = [shown.root.parent / Path(*recorded.parts[-n:]) for n in (2, 1)]
-    place = next((p for p in (recorded, *moved) if p.exists()), recorded)
-    volume: Volume = store.open_volume(place)
-    if list(volume.shape) != _whole_shape(source, volume) or volume.identity()["sample"] != source["sample"]:
-        return None
-    return store.crop(volume, source["roi"]) if "roi" in source else volume
-
-
-def _whole_shape(source: dict[str, Any], volume: Volume) -> list[int]:
-    return source.get("shape", list(volume.shape))
-
-
 def _raw_frame(shown: Shown, k: int, frame: np.ndarray) -> Section:
     """Show a frame of a scan that is not cleaned; less its dark, if that lies beside it."""
     dark = shown.volume.sibling("dark")
     title, image = "As stored", frame
     if dark is not None and dark.shape[-2:] == frame.shape:
-        offset = dark.whole()
-        image = frame - (np.median(offset, axis=0) if offset.ndim == 3 else offset).astype(np.float32)
+        image = frame - image_of(dark)
         title = "Less the dark"
     low, high = pictures.limits(image)
     linear = max((high - low) / 50, 1e-6)
@@ -276,7 +155,9 @@ def _raw_frame(shown: Shown, k: int, frame: np.ndarray) -> Section:
         Panel(f"{title}, logarithmic scale", image, min(low, 0.0), float(np.nanmax(image)), asinh=linear),
     ]
     section = Section(f"One frame: {shown.place(k)}")
-    section.text.append("The frame with the strongest signal" + (" among the samples." if shown.sampled else "."))
+    section.text.append(
+        "The frame with the strongest signal" + (" among the samples." if shown.sampled else ".")
+    )
     png = pictures.png(pictures.images(panels))
     section.pictures.append(Picture("frame", png, f"{shown.place(k)} on two scales", _shrunk(frame)))
     return section
@@ -301,8 +182,14 @@ def _level(shown: Shown, k: int) -> Section:
         )
     if lines:
         png = pictures.png(pictures.curves(x, name, lines, (float(x[k]), f"frame {k}, shown above")))
-        caption = "Signal is what exceeds the 99.9th percentile of a sample of all voxels." if len(lines) > 1 else ""
-        section.pictures.append(Picture("level", png, f"{' and '.join(n for n, _ in lines)} over {over}", caption))
+        caption = (
+            "Signal is what exceeds the 99.9th percentile of a sample of all voxels."
+            if len(lines) > 1
+            else ""
+        )
+        section.pictures.append(
+            Picture("level", png, f"{' and '.join(n for n, _ in lines)} over {over}", caption)
+        )
     return section
 
 
@@ -336,7 +223,10 @@ def _volume(shown: Shown) -> list[Section]:
         others = tuple(n for n in "zyx" if n != name)
         planes.append((f"{name} = {middle[axis]}", volume.read(tuple(window)).squeeze(axis), others))
     low, high = pictures.limits(*(p for _, p, _ in planes), low=0.2)
-    panels = [Panel(t, p, low, high, "gray", "value", axes=(o[0], o[1])) for t, p, o in planes]
+    panels = [
+        Panel(t, p, low, high, "gray", "value", axes=(o[0], o[1]), bar=p is planes[-1][1])
+        for t, p, o in planes
+    ]
     png = pictures.png(pictures.images(panels, 3))
     caption = "One scale for all. " + _shrunk(planes[0][1], "mean")
     picture = Picture("slices", png, "Slices through the middle along z, y and x", caption)
@@ -355,7 +245,7 @@ def _histogram(shown: Shown) -> Section:
     unit = "counts" if shown.is_scan else "value"
     found = shown.survey
     rows = [
-        (name, f"{value:.6g}")
+        (name, f"{value:.5g}")
         for name, value in (
             ("lowest", found.lowest),
             *((f"{p:g} %", found.percentile(p)) for p in (1, 16)),
@@ -404,8 +294,9 @@ def _facts(shown: Shown) -> list[Section]:
     history = Section("History")
     for number, step in enumerate(shown.facts["history"], 1):
         versions = ", ".join(f"{k} {v}" for k, v in step.get("versions", {}).items() if k != "tomoscale")
-        rows = [*info.details(step), *([("with", versions)] if versions else [])]
-        history.tables.append(Table(rows, title=f"{number}. {step['operation']}", text=info.when(step)))
+        rows = [*info.inputs(step), *([("versions", versions)] if versions else [])]
+        title = f"{number}. {step['operation']}"
+        history.tables.append(Table(rows, (), title, info.when(step), info.parameters(step)))
     if not history.tables:
         history.text.append("None: tomoscale did not write this.")
     return [where, history]
