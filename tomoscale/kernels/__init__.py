@@ -1,7 +1,8 @@
 """
 Block in, block out: plain loops about pixels, with `reference` saying what each kernel means.
 
-Importing this package is cheap: a kernel's module, and Numba with it, is loaded when the kernel is first used.
+Importing this package is cheap: a kernel's module, and Numba with it, is loaded when the kernel is first
+used.
 """
 
 from __future__ import annotations

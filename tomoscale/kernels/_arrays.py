@@ -14,6 +14,6 @@ def plain(array: ArrayLike, dtype: DTypeLike | None = None) -> NDArray:
     """
     given = np.asarray(array)
     wanted = (given.dtype if dtype is None else np.dtype(dtype)).newbyteorder("=")
-    view = np.require(given, wanted, "CA").view()
+    view = np.require(given, wanted, ["C", "A"]).view()
     view.flags.writeable = False
     return view

@@ -69,7 +69,8 @@ def normalise_rint(
     rounded : (frame, row, column) array of int32
         numpy.rint of the normalised frames.
     fits : bool
-        Whether that holds everywhere: False if a value is NaN or beyond int32, and `rounded` is then of no use.
+        Whether that holds everywhere: False if a value is NaN or beyond int32, and `rounded` is then of no
+        use.
 
     Raises
     ------
@@ -100,7 +101,8 @@ def clean_frames(
     Parameters
     ----------
     frames : (frame, row, column) array
-        Raw frames: uint8, uint16, int16, int32 or float32, with a halo of size // 2 pixels except at the detector's edge.
+        Raw frames: uint8, uint16, int16, int32 or float32, with a halo of size // 2 pixels except at the
+        detector's edge.
     dark, scale
         As for `normalise`.
     background : (window, row, column) array of float32
@@ -136,7 +138,9 @@ def clean_frames(
     if background.shape[1:] != frames.shape[1:]:
         raise ValueError(f"clean_frames: background has shape {background.shape}, frames have {frames.shape}")
     if window_of_frame.shape != (n_frames,):
-        raise ValueError(f"clean_frames: window_of_frame has shape {window_of_frame.shape}; need ({n_frames},)")
+        raise ValueError(
+            f"clean_frames: window_of_frame has shape {window_of_frame.shape}; need ({n_frames},)"
+        )
     if n_frames and not 0 <= window_of_frame.min() <= window_of_frame.max() < len(background):
         raise ValueError(f"clean_frames: window_of_frame leaves the {len(background)} backgrounds")
     _check_out("clean_frames", out, (n_frames, *out.shape[1:]), tuple(_LIMITS))
@@ -171,7 +175,9 @@ def _checked(
 
 def _check_out(who: str, out: NDArray, shape: tuple[int, ...], types: tuple[str, ...]) -> None:
     if out.dtype.name not in types or out.shape != shape or not out.flags.c_contiguous:
-        raise ValueError(f"{who}: out is {out.dtype} {out.shape}; need contiguous {' or '.join(types)} {shape}")
+        raise ValueError(
+            f"{who}: out is {out.dtype} {out.shape}; need contiguous {' or '.join(types)} {shape}"
+        )
 
 
 @compiled
@@ -227,7 +233,8 @@ def _normalise_row(pixels, dark, scale, background, out):  # type: ignore[no-unt
     """
     Subtract, round, multiply, round, subtract, round; return whether a NaN is left.
 
-    The first difference is taken in float64: of float32 operands, rounding it twice gives what float32 arithmetic does.
+    The first difference is taken in float64: of float32 operands, rounding it twice gives what float32
+    arithmetic does.
     """
     n_nan = np.int32(0)  # as wide as a sample: with 64 bits the loop has half the lanes
     for j in range(out.size):

@@ -1,10 +1,11 @@
 """
 The one place for compiler options, and for where compiled kernels are kept.
 
-Every version of a kernel (function, types of arguments, CPU, sources) has a folder of its own below NUMBA_CACHE_DIR or
-~/.cache/tomoscale, which may be deleted at any time. With Numba's usual single index per function, two processes that
-compile different versions at once can file one's code under the other's types; and it does not see that a function in
-another file has changed. Here all writers of a folder write the same, and a damaged folder is compiled again.
+Every version of a kernel (function, types of arguments, CPU, sources) has a folder of its own below
+NUMBA_CACHE_DIR or ~/.cache/tomoscale, which may be deleted at any time. With Numba's usual single index per
+function, two processes that compile different versions at once can file one's code under the other's types;
+and it does not see that a function in another file has changed. Here all writers of a folder write the same,
+and a damaged folder is compiled again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import pickle
 import shutil
 import tempfile
 import threading
@@ -21,18 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
+import llvmlite.binding  # type: ignore[import-untyped]
 import numba
-from numba import config
 
 # No fast-math and no threads: results are bit for bit, and one block is one thread.
 _OPTIONS: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
 _LOCK = threading.RLock()
+config: Any = numba.config
+njit: Any = numba.njit
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a part of a kernel, to be called by compiled code only; without its own entry it compiles in half the time."""
-    return numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function)
+    """Compile a part of a kernel for compiled code to call: without an entry for Python that takes half the time."""
+    return njit(no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,10 +58,11 @@ def _version(function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[.
     if folder is not None:
         try:
             return _compile_below(folder, function, types)
-        except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError):
-            # A machine that lost power leaves truncated files, and unpickling those raises almost anything.
+        except Exception:
+            # Machines that lose power leave truncated files, and unpickling those raises almost anything. If
+            # the kernel itself is wrong, that is raised again below.
             shutil.rmtree(folder, ignore_errors=True)
-    kernel = numba.njit(**_OPTIONS)(function)
+    kernel = njit(**_OPTIONS)(function)
     kernel.compile(types)
     return kernel
 
@@ -68,7 +70,7 @@ def _version(function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[.
 def _compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
-        kernel = numba.njit(cache=True, **_OPTIONS)(function)
+        kernel = njit(cache=True, **_OPTIONS)(function)
     finally:
         config.CACHE_DIR = before
     kernel.compile(types)
@@ -93,7 +95,9 @@ def _cache() -> Path | None:
         base.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=base).close()
     except (OSError, RuntimeError) as error:
-        warnings.warn(f"kernels are compiled in every process, as nothing can be cached: {error}; set NUMBA_CACHE_DIR")
+        warnings.warn(
+            f"kernels are compiled in every process, as nothing can be cached: {error}; set NUMBA_CACHE_DIR"
+        )
         return None
     return base
 

@@ -23,8 +23,8 @@ def frame_median(frames: NDArray, size: int, out: NDArray | None = None) -> NDAr
     frames : (frame, row, column) array
         uint8, uint16, int16, int32 or float32.
     size : int
-        Edge of the neighbourhood in pixels, odd. 1 copies, 3 and 5 are fast; any larger edge is exact but takes about
-        a thousand times as long.
+        Edge of the neighbourhood in pixels, odd. 1 copies, 3 and 5 are fast; any larger edge is exact but
+        takes about a thousand times as long.
     out : (frame, row, column) array, optional
         Where to write the result, of the type of `frames`; it may not overlap them.
 
@@ -49,7 +49,9 @@ def frame_median(frames: NDArray, size: int, out: NDArray | None = None) -> NDAr
     if out is None:
         out = np.empty(native.shape, native.dtype)
     elif out.shape != native.shape or out.dtype != native.dtype or not out.flags.c_contiguous:
-        raise ValueError(f"frame_median: out is {out.dtype} {out.shape}; need contiguous {native.dtype} {native.shape}")
+        raise ValueError(
+            f"frame_median: out is {out.dtype} {out.shape}; need contiguous {native.dtype} {native.shape}"
+        )
     if out.size > 0:
         _median_frames(native, size, out)
     return out

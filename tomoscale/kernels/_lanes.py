@@ -1,8 +1,9 @@
 """
-What both moving medians share: pixels side by side in vector lanes, frames below each other in a sliding buffer.
+What both moving medians share: pixels in vector lanes, frames below each other in a sliding buffer.
 
-A tile is `LANES` neighbouring pixels of the flattened image. Its samples lie in a buffer `[frame, lane]`, and every
-inner loop runs over the lanes, so that the compiler turns it into vector instructions: no transpose, no gather.
+A tile is `LANES` neighbouring pixels of the flattened image. Its samples lie in a buffer `[frame, lane]`, and
+every inner loop runs over the lanes, so that the compiler turns it into vector instructions: no transpose, no
+gather.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def load_keys(raw, flip, is_float, frame, first, key):  # type: ignore[no-untype
     """
     Write order-preserving unsigned keys of one frame's tile to `key`; return whether a sample is NaN.
 
-    `raw` are the frames' bits as unsigned integers, `flip` the sign bit of a signed type, 0 of an unsigned one. Floats
-    below zero are ordered by falling bits, so theirs are all inverted.
+    `raw` are the frames' bits as unsigned integers, `flip` the sign bit of a signed type, 0 of an unsigned
+    one. Floats below zero are ordered by falling bits, so theirs are all inverted.
     """
     width = min(LANES, raw.shape[1] - first)
     bits = raw[frame, first : first + width]
@@ -46,24 +47,25 @@ def is_nan(bits):  # type: ignore[no-untyped-def]
 
 
 @part
-def store_means(lower, upper, flip, is_float, bits, out):  # type: ignore[no-untyped-def]
-    """Write the mean of the two middle samples as `numpy.median` computes it: integers in float64, floats in float32."""
+def store_means(lower, upper, n_middle, flip, is_float, bits, out):  # type: ignore[no-untyped-def]
+    """Write the mean of one or two middle samples as `numpy.median` does: of integers in float64, else in float32."""
     if not is_float:
         zero = np.float64(flip)
         for j in range(out.size):
             out[j] = np.float32((np.float64(lower[j]) + np.float64(upper[j])) * 0.5 - zero)
         return
-    for j in range(out.size):
-        out[j] = np.float32(0)
-    for middle in (lower, upper):
+    out[:] = 0  # a sum that starts with zero is never -0.0
+    for m in range(n_middle):
+        middle = upper if m else lower
         for j in range(LANES):
             k = np.uint32(middle[j])
             bits[j] = k ^ (np.uint32(0x80000000) if k >= np.uint32(0x80000000) else np.uint32(0xFFFFFFFF))
         value = bits.view(np.float32)
         for j in range(out.size):
             out[j] += value[j]
-    for j in range(out.size):
-        out[j] *= np.float32(0.5)
+    if n_middle == 2:
+        for j in range(out.size):
+            out[j] *= np.float32(0.5)
 
 
 @part

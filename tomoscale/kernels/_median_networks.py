@@ -1,9 +1,9 @@
 """
 Medians of 3 x 3 and 5 x 5 neighbours as minima and maxima of whole rows.
 
-First the samples above each other are sorted, once per column although three or five pixels use it; then a network of
-comparisons picks the median out of the sorted columns. Nothing branches on the data, so that one vector instruction
-serves 16 pixels of float32.
+First the samples above each other are sorted, once per column although three or five pixels use it; then a
+network of comparisons picks the median out of the sorted columns. Nothing branches on the data, so that one
+vector instruction serves 16 pixels of float32.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def median_row(ring, row, last, size, columns, out):  # type: ignore[no-untyped-
     """
     Write the medians of `size` x `size` neighbours of one row.
 
-    `ring` holds row r in slot r % size, with size // 2 more pixels on either side than `out`. Rows before 0 and after
-    `last` repeat the nearest. `columns` is work space of the shape of `ring`.
+    `ring` holds row r in slot r % size, with size // 2 more pixels on either side than `out`. Rows before 0
+    and after `last` repeat the nearest. `columns` is work space of the shape of `ring`.
     """
     if size == 1:
         for j in range(out.size):
@@ -81,17 +81,20 @@ def _median_of_columns_3(columns, out):  # type: ignore[no-untyped-def]
 @part
 def _sort_columns_5(ring, above2, above, row, below, below2, columns):  # type: ignore[no-untyped-def]
     for j in range(columns.shape[1]):
-        a, b, c, d, e = _sort_5(ring[above2, j], ring[above, j], ring[row, j], ring[below, j], ring[below2, j])
+        a, b, c, d, e = _sort_5(
+            ring[above2, j], ring[above, j], ring[row, j], ring[below, j], ring[below2, j]
+        )
         columns[0, j], columns[1, j], columns[2, j], columns[3, j], columns[4, j] = a, b, c, d, e
 
 
 @part
 def _median_of_columns_5(columns, out):  # type: ignore[no-untyped-def]
     """
-    Sort each rank across the columns as well; then only 13 of the 25 samples can be the median, and 17 comparisons find it.
+    Sort each rank across the columns as well; then only 13 of the 25 samples can be the median, and 17
+    comparisons find it.
 
-    The 17 are what was left of a sorting network after every comparison had been removed that none of the 6**5 sorted
-    patterns of zeros and ones needs; by the zero-one principle they are right for all samples.
+    The 17 are what was left of a sorting network after every comparison had been removed that none of the
+    6**5 sorted patterns of zeros and ones needs; by the zero-one principle they are right for all samples.
     """
     s = columns
     for j in range(out.size):

@@ -40,12 +40,12 @@ class Lanes(NamedTuple):
 
 
 @compiled
-def median_tiles(samples, kinds, starts, stops, patience, out):  # type: ignore[no-untyped-def]
+def median_tiles(samples, kinds, starts, stops, out):  # type: ignore[no-untyped-def]
     """
-    Write the median of frames[start:stop] to `out` (window, pixel); return how many windows were solved by counts.
+    Write the medians of frames[start:stop] to `out` (window, pixel); return how many came from counts.
 
-    A tile starts with brackets, goes on with running counts, returns to brackets for the window where these gave up, and
-    stays with brackets once that has happened more than `patience` times and in more than one window of sixteen.
+    A tile starts with brackets, goes on with running counts, and returns to brackets where these give up: for
+    one window, or for twice as many as the last time if the counts did not even last sixteen windows.
     """
     key, whole, real = kinds
     n_frames, n_pixels = samples.bits.shape
@@ -64,18 +64,16 @@ def median_tiles(samples, kinds, starts, stops, patience, out):  # type: ignore[
     n_by_counts = 0
     for first in range(0, n_pixels, LANES):
         target = out[:, first : first + LANES]
-        done, n_given_up, seen_nan = np.int64(0), 0, False
+        done, pause, seen_nan = np.int64(0), 1, False
         while done < n_windows:
-            counting = n_given_up <= patience + done // 16
-            end = done + 1 if counting else n_windows
+            end = min(done + pause, n_windows)
             seen_nan |= _by_brackets(samples, first, lanes, bracket, starts, stops, done, end, target)
-            done = end
-            if counting and done < n_windows:
-                end, nan = _by_counts(samples, first, lanes, ladder, starts, stops, done, target)
-                seen_nan |= nan
-                n_by_counts += end - done
-                n_given_up += end < n_windows
-                done = end
+            if end == n_windows:
+                break
+            done, nan = _by_counts(samples, first, lanes, ladder, starts, stops, end, target)
+            seen_nan |= nan
+            n_by_counts += done - end
+            pause = 1 if done - end >= 16 else 2 * pause
         if seen_nan:
             _spread_nan(samples.bits, first, starts, stops, target)
     return n_by_counts
@@ -106,14 +104,14 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
             start_cold(bracket, rows)
         narrow_down(bracket, rows, top, INTERPOLATIONS if warm else 0)
         read_off(bracket, rows, top, lanes.lower, lanes.upper)
-        store_means(lanes.lower, lanes.upper, flip, is_float, lanes.bits, out[w])
+        store_means(lanes.lower, lanes.upper, 2 - (stop - start) % 2, flip, is_float, lanes.bits, out[w])
         old_start, old_stop = start, stop
     return seen_nan
 
 
 @part
 def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # type: ignore[no-untyped-def]
-    """Solve windows from `begin` on by running counts; return the first that is not solved, and whether NaN was read."""
+    """Solve windows from `begin` on by running counts; return the first not solved, and whether NaN was read."""
     bits, flip, is_float, _ = samples
     codes, row = lanes.codes, lanes.row
     rest_on(ladder, lanes.lower)
@@ -140,7 +138,7 @@ def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # typ
             count_window(ladder, rows)
         if not read_middles(ladder, rows, lanes.lower, lanes.upper):
             return w, seen_nan
-        store_means(lanes.lower, lanes.upper, flip, is_float, lanes.bits, out[w])
+        store_means(lanes.lower, lanes.upper, 2 - (stop - start) % 2, flip, is_float, lanes.bits, out[w])
         old_start, old_stop = start, stop
     return starts.size, seen_nan
 

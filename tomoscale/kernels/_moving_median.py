@@ -8,9 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._median_tiles import Samples, median_tiles
 
-PATIENCE = 1
-"""Runs of counts that a tile may lose before it is left to brackets."""
-
 _SIGN_BIT = {"uint8": 0, "uint16": 0, "int16": 1 << 15, "int32": 1 << 31, "float32": 0}
 
 
@@ -20,13 +17,14 @@ def moving_median(
     """
     Take the median of a window of frames around every `step`-th frame.
 
-    Centre j is frame c_j = min(j * step + step // 2, D - 1), its window [c_j - half_window, c_j + half_window] cut to the
-    scan, for j = 0 .. ceil(D / step) - 1.
+    Centre j is frame c_j = min(j * step + step // 2, D - 1) for j = 0 .. ceil(D / step) - 1, and its window
+    is [c_j - half_window, c_j + half_window] cut to the scan.
 
     Parameters
     ----------
     frames : (frame, row, column) array
-        Raw or normalised frames: uint8, uint16, int16, int32 or float32. Copied unless contiguous and in native byte order.
+        Raw or normalised frames: uint8, uint16, int16, int32 or float32. Copied unless contiguous and in
+        native byte order.
     half_window : int
         Frames on each side of the centre, 0 or more.
     step : int
@@ -37,8 +35,9 @@ def moving_median(
     Returns
     -------
     (ceil(D / step), row, column) array of float32
-        `numpy.median` of each window, bit for bit: the mean of the two middle samples when their number is even (in
-        float64 for integers, in float32 for floats), and NaN where the window holds a NaN. Zeros are positive.
+        `numpy.median` of each window, bit for bit: the mean of the two middle samples when their number is
+        even (in float64 for integers, in float32 for floats), and NaN where the window holds a NaN. Zeros are
+        positive.
 
     Raises
     ------
@@ -83,11 +82,11 @@ def moving_median_windows(
     ValueError
         If the windows or a shape are not as above.
     """
-    return _solve(frames, starts, stops, out, PATIENCE)[0]
+    return _solve(frames, starts, stops, out)[0]
 
 
 def _solve(
-    frames: NDArray, starts: ArrayLike, stops: ArrayLike, out: NDArray[np.float32] | None, patience: int
+    frames: NDArray, starts: ArrayLike, stops: ArrayLike, out: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.float32], int]:
     """Solve the windows; return also how many of them (summed over tiles) were solved by running counts."""
     frames = _checked(frames)
@@ -106,7 +105,7 @@ def _solve(
     key, whole, real = (np.uint32, np.int64, np.float64) if wide else (np.uint16, np.int32, np.float32)
     sign_bit, top = key(_SIGN_BIT[native.dtype.name]), np.iinfo(key).max
     samples = Samples(bits, sign_bit, native.dtype.kind == "f", key(top))
-    n_by_counts = median_tiles(samples, (key, whole, real), starts, stops, patience, out.reshape(len(out), -1))
+    n_by_counts = median_tiles(samples, (key, whole, real), starts, stops, out.reshape(len(out), -1))
     return out, n_by_counts
 
 
@@ -114,13 +113,17 @@ def _checked(frames: NDArray) -> NDArray:
     if frames.dtype.name not in _SIGN_BIT:
         raise TypeError(f"moving_median: frames are {frames.dtype}; need one of {', '.join(_SIGN_BIT)}")
     if frames.ndim != 3 or len(frames) == 0:
-        raise ValueError(f"moving_median: frames have shape {frames.shape}; need (frame, row, column) with a frame")
+        raise ValueError(
+            f"moving_median: frames have shape {frames.shape}; need (frame, row, column) with a frame"
+        )
     return frames
 
 
 def _check_windows(starts: NDArray[np.int64], stops: NDArray[np.int64], n_frames: int) -> None:
     if starts.ndim != 1 or starts.shape != stops.shape:
-        raise ValueError(f"moving_median: {starts.shape} starts and {stops.shape} stops; need as many of each")
+        raise ValueError(
+            f"moving_median: {starts.shape} starts and {stops.shape} stops; need as many of each"
+        )
     if starts.size == 0:
         return
     if starts.min() < 0 or stops.max() > n_frames or (stops <= starts).any():

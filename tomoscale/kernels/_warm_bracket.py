@@ -2,9 +2,9 @@
 Moving medians of any keys: each pixel carries a bracket around its median from one window to the next.
 
 With C(v) = how many samples of the window lie below v, and r the rank of the lower median, the bracket [low, high)
-satisfies C(low) <= r < C(high). From window to window both counts are corrected by the frames that enter and leave.
-Where the median has left its bracket, or the bracket is still too wide, passes over the window count below one probe
-per pixel: four to eight passes per window instead of the sixteen of a bisection.
+satisfies C(low) <= r < C(high). From window to window both counts are corrected by the frames that enter and
+leave. Where the median has left its bracket, or the bracket is still too wide, passes over the window count
+below one probe per pixel: four to eight passes per window instead of the sixteen of a bisection.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ def _place_probes(bracket, rank, top, tries, interpolations):  # type: ignore[no
     """
     Choose where to count next; return how many pixels still need it.
 
-    Outside the bracket: beyond it by the missing ranks times the spacing of the samples, twice as far at each try.
-    Inside: at the rank's share of the bracket. Solved pixels count at `low` again, which changes nothing.
+    Outside the bracket: beyond it by the missing ranks times the spacing of the samples, twice as far at each
+    try. Inside: at the rank's share of the bracket. Solved pixels count at `low` again, which changes
+    nothing.
     """
     low, high, below_low, below_high, spacing, probe = bracket[:6]
     key, whole, real = probe.dtype.type, low.dtype.type, spacing.dtype.type

@@ -24,7 +24,7 @@ def normalise(frames: NDArray, dark: NDArray | None, scale: ArrayLike | None) ->
     """Frames without offset, at one level: the difference and the product are each rounded to float32."""
     offset = 0 if dark is None else dark
     factor = np.float32(1) if scale is None else np.asarray(scale, np.float32)[:, None, None]
-    return np.float32(frames - offset) * factor
+    return (frames - offset).astype(np.float32) * factor
 
 
 def normalise_rint(frames: NDArray, dark: NDArray | None, scale: ArrayLike | None) -> NDArray[np.int32]:
