@@ -56,9 +56,10 @@ def numpy_median(frames: NDArray, step: int) -> NDArray:
 
 
 def sort_transposed(frames: NDArray, step: int) -> NDArray:
-    """The honest baseline: the tile is transposed once, then every window is sorted by NumPy's vector code."""
-    window = np.ascontiguousarray(frames[100 : 101 + 2 * HALF_WINDOW].reshape(2 * HALF_WINDOW + 1, -1).T)
-    return np.sort(window, axis=1)[:, HALF_WINDOW]
+    """The honest baseline: tiles of 64 pixels are transposed, then sorted by NumPy's vector code."""
+    window = frames[100 : 101 + 2 * HALF_WINDOW].reshape(2 * HALF_WINDOW + 1, -1)
+    tiles = (np.ascontiguousarray(window[:, first : first + 64].T) for first in range(0, window.shape[1], 64))
+    return np.concatenate([np.sort(tile, axis=1)[:, HALF_WINDOW] for tile in tiles])
 
 
 def bottleneck_dense(frames: NDArray, step: int) -> NDArray:
