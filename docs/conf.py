@@ -40,7 +40,8 @@ def _help(words: list[str]) -> str:
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         status = cli.main([*words, "--help"])
-    assert status == 0 and text.getvalue().strip(), f"no help for {words}"
+    if status or not text.getvalue().strip():
+        raise RuntimeError(f"no help for tomoscale {' '.join(words)}")
     return "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
 
 
