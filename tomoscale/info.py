@@ -9,9 +9,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from tomoscale import metadata, store
 from tomoscale.errors import TomoscaleError
@@ -24,7 +22,7 @@ METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"
 
 
 @command("info")
-def show(path: Path, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> str | dict[str, Any]:
+def show(path: Path, *, as_json: bool = False) -> str | dict[str, Any]:
     """
     Say what a scan, a volume or a result is, whether it is complete, and what led to it.
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from cyclopts import Parameter
 
 from tomoscale import info, page, pictures, store, survey
 from tomoscale._version import __version__
@@ -25,7 +23,7 @@ PAGE = "index.html"
 def make(
     path: Path,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: Path | None = None,
     sampled: bool = False,
     quiet: bool = False,
 ) -> Path:
