@@ -174,10 +174,26 @@ def test_a_full_scan_is_a_few_tasks_per_block_in_less_than_two_gigabytes():
     assert plan.written >= np.prod(shape) * 4
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"margin": 8}, {"margin": 8, "ranking": "exact", "hot_pixels": True}]
+)
+def test_workers_take_less_memory_than_the_plan_says(tmp_path, options):
+    frames = np.tile(small_scan(100, 64, 1024), (12, 1, 1))
+    source = write_scan(
+        tmp_path / "scan.zarr", frames, (50, 16, 1024), dark=np.full((64, 1024), 90, np.uint16)
+    )
+    with cluster.connect("local", workers=1) as connection, blocks.planned_for(700_000_000, 1):
+        result = background.remove(source, half_window=60, step=20, **options)
+        out = run.write(result, tmp_path / "out.zarr", connection=connection, quiet=True)
+    plan = run.plan(result)
+    assert plan.block_bytes > 200_000_000
+    assert plan.block_bytes / 2 < store.open_volume(out).history()[-1]["peak_bytes"] < plan.worker_bytes(1)
+
+
 def test_columns_of_a_big_scan_are_read_twice_at_most():
     layout = columns.cut(
         (7200, 2048, 2048), blocks.scan_chunks((7200, 2048, 2048), 2), halo=(250, 1, 1), step=50,
-        itemsize=(2, 4), scratch=(7000, 10**7), block_bytes=1_700_000_000, threads=16,
+        itemsize=(2, 4), scratch=(7000, 10**7), block_bytes=1_600_000_000, threads=16,
     )  # fmt: skip
     assert layout.decoded((64, 8, 2048)) <= 2 * np.prod(layout.shape)
 

@@ -83,7 +83,7 @@ BAD = {
     "workers": ("background scan.zarr --workers 0", "workers"),
     "memory": ("background scan.zarr --memory bananas", "'bananas'; expected an amount such as 8GB"),
     "no memory": ("background scan.zarr --memory -3GB", "--memory"),
-    "little memory": ("background scan.zarr --memory 160MB", "are allowed; try a larger --memory"),
+    "little memory": ("background scan.zarr --memory 160MB", "give --memory 500MB at least"),
     "roi": ("background scan.zarr --roi 0:500,0:3,0:3", "roi 0:500 lies outside an axis of 90"),
     "roi axes": ("background scan.zarr --roi 0:5", "roi has 1 ranges, the volume has 3 axes"),
     "roi words": ("background scan.zarr --roi a:b,0:3,0:3", "range 'a:b'; expected start:stop"),

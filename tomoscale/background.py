@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from tomoscale import blocks, columns, kernels
 from tomoscale.blocks import Field, Index, Piece
 from tomoscale.columns import Columns
 from tomoscale.errors import TomoscaleError
-from tomoscale.margin import Margin, margin_level, margin_of
+from tomoscale.margin import margin_level, margin_of
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Edge, Rect, Volume, Width
 
@@ -142,10 +143,12 @@ def remove(
         threads=blocks.resources().threads,
     )
     level = margin_level(frames, offset, where)
-    made = _clean_all(
-        frames, offset, level, where, cut, half_window, ranking, smoothing, hot_pixels, np.dtype(dtype)
+    options = Options(ranking, smoothing, hot_pixels, np.dtype(dtype))
+    made = _clean_all(frames, offset, level if where else None, cut, half_window, options)
+    ready = functools.partial(
+        _prepare, frames.dtype, None if offset is None else offset.dtype, where is not None, options
     )
-    blocks.state(made["frames"], image="scan", carried=_carried(frames, offset))
+    blocks.state(made["frames"], image="scan", carried=_carried(frames, offset), prepare=ready)
     result = Cleaned(made["frames"], made["background"], level)
     return CleanedHot(*result, made["hot"]) if hot_pixels else result
 
@@ -193,21 +196,12 @@ def _carried(frames: Any, dark: Any) -> dict[str, Any]:
 
 
 def _clean_all(
-    frames: Any,
-    dark: Any,
-    level: Any,
-    margin: Margin | None,
-    cut: Columns,
-    half_window: int,
-    ranking: str,
-    smoothing: int,
-    hot_pixels: bool,
-    dtype: np.dtype,
+    frames: Any, dark: Any, level: Any, cut: Columns, half_window: int, options: Options
 ) -> dict[str, Any]:
     """Lay the blocks out and hand each its frames, its dark and its windows."""
     n_frames, step = cut.shape[0], cut.step
     starts, stops = windows(n_frames, half_window, step)
-    small = () if margin is None else (level,)
+    small = () if level is None else (level,)
 
     def arguments(index: Index) -> tuple[Any, ...]:
         window, grown = cut.window(index), cut.grown(index)
@@ -224,19 +218,18 @@ def _clean_all(
             crop=tuple(w.start - g.start for w, g in zip(window[1:], grown[1:], strict=True)),
             shape=tuple(w.stop - w.start for w in window[1:]),
         )
-        options = Options(ranking, smoothing, hot_pixels, dtype)
         return frames.at((read, *grown[1:])), around, task, options
 
     lengths = [blocks.lengths(g) for g in cut.grid]
     groups = tuple(-(-n // step) for n in lengths[0])
     stored = (min(cut.group_chunk, sum(groups)), *cut.stored[1:])
     fields = {
-        "frames": Field(dtype, tuple(lengths), cut.stored),
+        "frames": Field(options.dtype, tuple(lengths), cut.stored),
         "background": Field(np.dtype("f4"), (groups, *lengths[1:]), stored),
     }
-    if hot_pixels:
+    if options.hot_pixels:
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
-    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + (hot_pixels and fields["frames"].block_bytes)
+    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + (options.hot_pixels and fields["frames"].block_bytes)
     return blocks.map_blocks(_clean_columns, arguments, fields, small=small, scratch=scratch)
 
 
@@ -321,6 +314,14 @@ def _ranked_type(dtype: np.dtype) -> np.dtype:
     if native.name in known:
         return native
     return np.dtype("i2") if native.name == "int8" else np.dtype("f4")
+
+
+def _prepare(raw: np.dtype, dark: np.dtype | None, normalised: bool, options: Options) -> None:
+    """Clean a few pixels of the same types, so that the kernels are compiled and kept for the workers."""
+    frames = np.zeros((4, 5, 6), raw)
+    where = Windows(0, slice(0, 4), np.array([0]), np.array([4]), 4, (0, 0), (5, 6))
+    image = None if dark is None else np.zeros((5, 6), dark)
+    _clean_columns(frames, image, where, options, *([np.ones(4)] if normalised else []))
 
 
 def _median_image(dark: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class Resources(NamedTuple):
 
 
 _resources: ContextVar[Resources] = ContextVar(
-    "resources", default=Resources(block_bytes=1_700_000_000, threads=os.cpu_count() or 1)
+    "resources", default=Resources(block_bytes=1_600_000_000, threads=os.cpu_count() or 1)
 )
 
 

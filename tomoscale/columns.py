@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tomoscale.blocks import CHUNK_BYTES, Window, covering, grow, scan_chunks, spans
 from tomoscale.errors import TomoscaleError
+from tomoscale.progress import human_bytes
 
 DECODE_S = 0.4e-9  # per byte; these three are ratios measured by bench_background
 COMPUTE_S = 4.0e-9  # per voxel, with its halo
@@ -150,8 +151,9 @@ def cut(
             best = rating
     if best is None:
         raise TomoscaleError(
-            f"background.remove: the smallest block of a scan {shape} in chunks {chunks} costs {(smallest or 0) / 1e9:.2f} GB, "
-            f"{block_bytes / 1e9:.2f} GB are allowed; try a larger --memory, or lay the scan out with `tomoscale convert`"
+            f"background.remove: the smallest block of a scan {shape} in chunks {chunks} costs "
+            f"{human_bytes(smallest or 0)}, {human_bytes(block_bytes)} are allowed; try a larger --memory, or lay the "
+            "scan out with `tomoscale convert`"
         )
     return best[2]
 

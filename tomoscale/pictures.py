@@ -238,7 +238,7 @@ def histogram(survey: Survey, unit: str = "counts") -> Figure:
     low, high = survey.percentile(0.1), survey.percentile(99.0)
     reach = max(high - low, survey.width)
     low, high = max(survey.lowest, low - 0.5 * reach), min(survey.highest, high + reach)
-    ranges = [("All voxels", survey.lowest, survey.highest)]
+    ranges = [("From lowest to highest", survey.lowest, survey.highest)]
     if high - low < 0.7 * (survey.highest - survey.lowest):
         ranges.insert(0, ("Where most voxels are", low, high))
     with _style():

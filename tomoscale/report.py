@@ -91,7 +91,7 @@ def _scan(shown: Shown) -> list[Section]:
     k = shown.survey.strongest
     frame = frame_of(shown.volume, k)
     first = _cleaned_frame(shown, k, frame) if shown.is_cleaned else _raw_frame(shown, k, frame)
-    return [first, _level(shown, k), *_projection(shown), _histogram(shown)]
+    return [first, *_level(shown, k), *_projection(shown), _histogram(shown)]
 
 
 def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
@@ -161,7 +161,7 @@ def _raw_frame(shown: Shown, k: int, frame: np.ndarray) -> Section:
     return section
 
 
-def _level(shown: Shown, k: int) -> Section:
+def _level(shown: Shown, k: int) -> list[Section]:
     """Show how level and signal go over the rotation."""
     x, name = shown.abscissa
     over = "omega" if shown.omega is not None else "the frames"
@@ -188,7 +188,7 @@ def _level(shown: Shown, k: int) -> Section:
         section.pictures.append(
             Picture("level", png, f"{' and '.join(n for n, _ in lines)} over {over}", caption)
         )
-    return section
+    return [section] if section.text or section.pictures else []
 
 
 def _projection(shown: Shown) -> list[Section]:

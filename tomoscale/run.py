@@ -9,31 +9,29 @@ run that is stopped at any moment goes on where it was.
 
 from __future__ import annotations
 
-import itertools
 import platform
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, schedule, store
+from tomoscale import blocks, cluster, schedule, store, worker
 from tomoscale._version import __version__
 from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
-from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
-from tomoscale.journal import Job, Record
+from tomoscale.errors import TomoscaleError
+from tomoscale.journal import Job
 from tomoscale.plan import Plan, check_place
-from tomoscale.progress import Progress
+from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
-from tomoscale.schedule import Task, execute, retried
+from tomoscale.schedule import Task, execute
 
 VERSIONED = ("dask", "numba", "numcodecs", "numpy", "zarr")
-SHOWN = 5
-"""Failed blocks that an error names."""
 
 
 def write(
@@ -123,6 +121,7 @@ class _Writing:
         self.plan = Plan.of(result)
         self.job = Job(target.absolute())
         self.begin = time.monotonic()
+        self.peak_bytes = 0
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -131,6 +130,7 @@ class _Writing:
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
         resumed = self.job.begin(self.header(), overwrite=overwrite)
         try:
+            self.prepare()
             if workers.dashboard:
                 self.say(f"  dashboard          {workers.dashboard}")
             files = self.create()
@@ -148,7 +148,20 @@ class _Writing:
         except BaseException:
             self.job.release()
             raise
-        self.say(f"complete: {self.job.target} ({time.monotonic() - self.begin:.1f} s)")
+        self.say(
+            f"complete: {self.job.target} ({time.monotonic() - self.begin:.1f} s, "
+            f"at most {human_bytes(self.peak_bytes)} per worker)"
+        )
+
+    def prepare(self) -> None:
+        """Compile kernels here, so that workers find them: once instead of in every worker at the same time."""
+        patience = threading.Timer(2.0, self.say, ["compiling kernels, once on this machine"])
+        patience.daemon = True
+        patience.start()
+        for one in self.result.passes:
+            for array in one.arrays.values():
+                blocks.facts(array).get("prepare", lambda: None)()
+        patience.cancel()
 
     def header(self) -> dict[str, Any]:
         """Return the fingerprint: what must be equal for a run to go on."""
@@ -191,7 +204,7 @@ class _Writing:
                 indices = {str(i): (array.name, *i) for i in np.ndindex(*array.numblocks)}
                 parts: dict[str, np.ndarray] = {}
                 tasks = [
-                    Task(label, lambda k=k: (compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
+                    Task(label, lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
                     for label, k in indices.items()
                 ]
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
@@ -203,7 +216,7 @@ class _Writing:
                         parts[task.label] = part
                         progress.advance()
 
-                    self.settle(execute(tasks, workers, done, tick=self.job.beat))
+                    execute(tasks, workers, done, tick=self.job.beat).check(self.origin.operation)
                 kept = blocks.assemble(array.numblocks, [parts[label] for label in indices])
                 self.job.keep_once(number, kept)
             graph[key] = kept
@@ -223,43 +236,37 @@ class _Writing:
 
             def make(index: tuple[int, ...] = index) -> Any:
                 keys = [(a.name, *index) for a in one.arrays.values()]
-                places = places_of(one, files, index)
+                places = worker.places_of(one, files, index)
                 wanted = {p.field: [done.get(p.field, {}).get(k) for k in p.keys()] for p in places}
                 record = None if any(None in objects for objects in wanted.values()) else wanted
-                return write_block, (cull(graph, keys)[0], keys, places, self.job, _name(one, index), record)
+                return worker.write_block, (
+                    cull(graph, keys)[0],
+                    keys,
+                    places,
+                    self.job,
+                    worker.name_of_block(one, index),
+                    record,
+                )
 
-            yield Task(_name(one, index), make)
+            yield Task(worker.name_of_block(one, index), make)
 
     def execute(self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool) -> None:
         title = f"{self.origin.operation}: {', '.join(one.arrays)}"
         block_bytes = one.cost.written / max(1, len(tasks))
         with Progress(title, len(tasks), block_bytes=block_bytes, quiet=self.quiet) as progress:
+
+            def done(task: Task, written: worker.Written) -> None:
+                self.peak_bytes = max(self.peak_bytes, written.peak_bytes)
+                progress.advance(worked=written.worked)
+
             outcome = execute(
                 tasks,
                 workers,
-                lambda task, worked: progress.advance(worked=worked),
+                done,
                 tick=self.job.beat,
                 keep_going=keep_going,
             )
-        self.settle(outcome)
-
-    def settle(self, outcome: schedule.Outcome) -> None:
-        """Turn what went wrong into the error that says so."""
-        if outcome.interrupted:
-            raise InterruptedRunError(
-                f"{outcome.interrupted}: {outcome.left} blocks are left; run the same command again to go on"
-            )
-        if not outcome.failed:
-            return
-        for error in outcome.failed.values():
-            if type(error) is TomoscaleError:  # what came is wrong, not a block
-                raise error
-        shown = [f"{label}: {_one_line(e)}" for label, e in itertools.islice(outcome.failed.items(), SHOWN)]
-        more = f" (first {SHOWN} shown)" if len(outcome.failed) > SHOWN else ""
-        raise BlocksFailedError(
-            f"{self.origin.operation}: {len(outcome.failed)} blocks failed{more}, {outcome.left} are left, the same "
-            f"command goes on there: {'; '.join(shown)}"
-        )
+        outcome.check(self.origin.operation)
 
     def write_tables(self) -> None:
         """Write the tables beside the output."""
@@ -277,6 +284,7 @@ class _Writing:
             **self.made_by(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.begin, 1),
+            "peak_bytes": self.peak_bytes,
         }
         record = {
             "complete": True,
@@ -287,96 +295,17 @@ class _Writing:
         image = self.result.image()
         if image:
             name, facts = image
-            found |= store.ome_image(name, facts["image"], facts.get("scale", (1, 1, 1)), facts.get("unit"))
+            found |= store.ome_image(
+                name, facts["image"], facts.get("scale") or self.scale(), facts.get("unit")
+            )
         return found
 
-
-class Place(NamedTuple):
-    """Where one field of a block is stored."""
-
-    field: str
-    files: ChunkFiles
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    def keys(self) -> list[str]:
-        """Return the names of its chunks."""
-        return self.files.keys_of(self.start, self.shape)
-
-
-def places_of(one: Pass, files: Mapping[str, ChunkFiles], index: tuple[int, ...]) -> list[Place]:
-    """Return where the fields of a block are stored."""
-    places = []
-    for name, array in one.arrays.items():
-        start = tuple(_starts(c)[i] for c, i in zip(array.chunks, index, strict=True))
-        shape = tuple(c[i] for c, i in zip(array.chunks, index, strict=True))
-        places.append(Place(name, files[name], start, shape))
-    return places
-
-
-# ---------------------------------------------------------------- on a worker
-
-
-def write_block(
-    graph: dict[Any, Any],
-    keys: list[Any],
-    places: list[Place],
-    job: Job,
-    label: str,
-    record: Record | None,
-) -> bool:
-    """
-    Compute all fields of one block, write them, record it.
-
-    Returns
-    -------
-    bool
-        False if an earlier run had finished the block and it is still intact.
-    """
-    if record is not None and job.is_intact(record):
-        return False
-    fields = retried(compute, graph, keys)
-    written = {
-        p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
-    }
-    job.append(label, written)
-    return True
-
-
-def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
-    """Compute one part of a small result."""
-    return np.asarray(retried(compute, graph, [key])[0])
-
-
-def compute(graph: dict[Any, Any], keys: list[Any]) -> Any:
-    """Compute the fields of a block in this thread."""
-    from dask.local import get_sync
-
-    return get_sync(graph, keys)
-
-
-# ---------------------------------------------------------------- words
-
-
-def _starts(lengths: tuple[int, ...]) -> list[int]:
-    return [0, *itertools.accumulate(lengths)][:-1]
-
-
-def _name(one: Pass, index: tuple[int, ...]) -> str:
-    """Say where in the output a block lies: `frames[0:7200, 16:32, 0:2048]`."""
-    name, array = next(iter(one.arrays.items()))
-    starts = [_starts(c)[i] for c, i in zip(array.chunks, index, strict=True)]
-    ranges = [f"{s}:{s + c[i]}" for s, c, i in zip(starts, array.chunks, index, strict=True)]
-    return f"{name}[{', '.join(ranges)}]"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MemoryError):
-        return f"out of memory: {text}"
-    if type(error).__name__ == "KilledWorker":
-        return "its worker died every time it was tried; of too little memory perhaps"
-    return text if isinstance(error, TomoscaleError) else f"{type(error).__name__}: {text}"
+    def scale(self) -> tuple[float, float, float]:
+        """Return degrees per frame where the angles are known; pixels have no unit."""
+        if "omega" not in self.result.arrays:
+            return 1.0, 1.0, 1.0
+        omega = store.open_volume(self.job.root / "omega", allow_incomplete=True).whole()
+        return (float(omega[-1] - omega[0]) / max(1, len(omega) - 1) or 1.0), 1.0, 1.0
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -13,12 +14,14 @@ from types import FrameType
 from typing import Any
 
 from tomoscale.cluster import Connection
-from tomoscale.errors import InterruptedRunError
+from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
 
 WINDOW = 3
 """Calls in flight per thread: one that runs, and some that are on their way."""
 GRACE_S = 4.0
 POLL_S = 0.25
+SHOWN = 5
+"""Failed tasks that an error names."""
 
 
 @dataclass
@@ -80,6 +83,44 @@ class Outcome:
     interrupted: str | None = None
     left: int = 0
 
+    def check(self, who: str) -> None:
+        """
+        Turn what went wrong into the error that says so.
+
+        Raises
+        ------
+        InterruptedRunError
+            A signal came.
+        TomoscaleError
+            What came in is wrong, as a task found.
+        BlocksFailedError
+            Tasks failed; some of them are named, with their errors.
+        """
+        if self.interrupted:
+            raise InterruptedRunError(
+                f"{self.interrupted}: {self.left} blocks are left; run the same command again to go on"
+            )
+        if not self.failed:
+            return
+        for error in self.failed.values():
+            if type(error) is TomoscaleError:
+                raise error
+        shown = [f"{label}: {_one_line(e)}" for label, e in itertools.islice(self.failed.items(), SHOWN)]
+        more = f" (first {SHOWN} shown)" if len(self.failed) > SHOWN else ""
+        raise BlocksFailedError(
+            f"{who}: {len(self.failed)} blocks failed{more}, {self.left} are left, the same command goes on there: "
+            f"{'; '.join(shown)}"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text}"
+    if type(error).__name__ == "KilledWorker":
+        return "its worker died every time it was tried; of too little memory perhaps"
+    return text if isinstance(error, TomoscaleError) else f"{type(error).__name__}: {text}"
+
 
 def execute(
     tasks: Iterable[Task],
@@ -111,6 +152,7 @@ def execute(
         Failed tasks and their errors, and whether a signal came.
     """
     queue = list(tasks)[::-1]
+    n_tasks, n_done = len(queue), 0
     running: dict[Future[Any], Task] = {}
     suspects: list[Task] = []
     outcome = Outcome()
@@ -121,10 +163,12 @@ def execute(
         running[connection.executor.submit(function, *arguments)] = task
 
     def collect(futures: Iterable[Future[Any]]) -> None:
+        nonlocal n_done
         for future in futures:
             task = running.pop(future)
             error = future.exception()
             if error is None:
+                n_done += 1
                 done(task, future.result())
             elif type(error).__name__ == "KilledWorker" and not alone:
                 suspects.append(task)
@@ -150,7 +194,7 @@ def execute(
             collect(wait(running, timeout=GRACE_S).done)
             for future in running:
                 future.cancel()
-    outcome.left = len(queue) + len(running) + len(suspects)
+    outcome.left = n_tasks - n_done - len(outcome.failed)
     return outcome
 
 

@@ -66,7 +66,7 @@ class Survey:
     @property
     def strongest(self) -> int:
         """The frame with the strongest signal."""
-        return int(np.argmax(self.signals))
+        return int(np.argmax(self.signals / np.maximum(self.n_voxels, 1)))
 
     @property
     def edges(self) -> np.ndarray:

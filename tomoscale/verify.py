@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale import journal, metadata, run, store
+from tomoscale import journal, metadata, store, worker
 from tomoscale.chunks import ChunkFiles, Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.operation import command
@@ -181,9 +181,9 @@ def repair_blocks(path: Path, damaged: list[Damage]) -> int:
             count += 1
     for one in result.passes:
         for index in np.ndindex(*one.grid):
-            places = run.places_of(one, files, index)
+            places = worker.places_of(one, files, index)
             if any((p.field, k) in bad for p in places for k in p.keys()):
-                fields = run.compute(graph, [(a.name, *index) for a in one.arrays.values()])
+                fields = worker.compute(graph, [(a.name, *index) for a in one.arrays.values()])
                 for place, field in zip(places, fields, strict=True):
                     manifests[place.field].update({o.key: o for o in place.files.write(place.start, field)})
                 count += 1

@@ -1,0 +1,103 @@
+"""The demo is a trial: it fails if the result is not what NumPy gives, and it touches nothing that is not its own."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import small_scan, write_scan
+
+from tomoscale import background, cluster, demo, run, simulate, store
+from tomoscale.errors import DamagedError, TomoscaleError
+
+SHAPE = (60, 64, 64)
+
+
+@pytest.fixture(autouse=True)
+def without_processes(monkeypatch):
+    """Take threads for local workers: their start is tested elsewhere."""
+    connect = cluster.connect
+    monkeypatch.setattr(cluster, "connect", lambda scheduler, **options: connect("threads", **options))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A simulated scan and what was made of it."""
+    folder = tmp_path_factory.mktemp("demo")
+    scan = run.write(simulate.dct(shape=SHAPE, blobs=12), folder / "scan.zarr", quiet=True)
+    result = background.remove(scan, margin=3, half_window=12, step=5)
+    return scan, run.write(result, folder / "cleaned.zarr", quiet=True)
+
+
+def test_demo_goes_from_simulation_to_report_and_says_how_good_it_is(tmp_path, capsys):
+    page = demo.trial(tmp_path / "trial", shape=SHAPE, quiet=True)
+    assert page == tmp_path / "trial" / "cleaned-report" / "index.html"
+    assert "1. simulate.dct" in page.read_text("utf-8")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "bit for bit" in printed.err
+    assert "of the truth" in printed.err
+    for name in ("scan.zarr", "cleaned.zarr"):
+        store.open_volume(tmp_path / "trial" / name)
+
+
+def test_demo_runs_twice_and_leaves_other_files_alone(tmp_path):
+    demo.trial(tmp_path, shape=SHAPE, quiet=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    demo.trial(tmp_path, shape=SHAPE, seed=1, quiet=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert store.open_volume(tmp_path / "scan.zarr").history()[0]["parameters"]["seed"] == 1
+
+
+def test_scan_of_a_user_is_not_replaced(tmp_path):
+    write_scan(tmp_path / "scan.zarr", small_scan(), (30, 5, 23))
+    with pytest.raises(TomoscaleError, match="not made by a demo"):
+        demo.trial(tmp_path, shape=SHAPE, quiet=True)
+    np.testing.assert_array_equal(store.open_volume(tmp_path / "scan.zarr").whole(), small_scan())
+
+
+def test_scan_that_a_user_put_into_the_folder_of_a_demo_is_not_replaced(tmp_path):
+    demo.trial(tmp_path, shape=SHAPE, quiet=True)
+    shutil.rmtree(tmp_path / "scan.zarr")
+    write_scan(tmp_path / "scan.zarr", small_scan(), (30, 5, 23))
+    with pytest.raises(TomoscaleError, match="not made by a demo"):
+        demo.trial(tmp_path, shape=SHAPE, quiet=True)
+
+
+def test_check_finds_one_wrong_bit_in_a_background_or_a_frame(made, tmp_path):
+    scan, cleaned = made
+    assert "frame 30" in demo.check(scan, cleaned)
+    for name, place in (("background", (0, 0, 0)), ("frames", (30, 40, 41))):
+        broken = tmp_path / f"{name}.zarr"
+        shutil.copytree(cleaned, broken)
+        values = store.open_volume(broken / name).whole()
+        values[place] = np.nextafter(values[place], np.float32(1e9))
+        store.create_array(broken / name, values.shape, values.dtype, values.shape).write((0, 0, 0), values)
+        with pytest.raises(DamagedError, match="is not what NumPy gives: 1 of"):
+            demo.check(scan, broken)
+
+
+def test_error_of_the_true_background_is_nothing(made, tmp_path):
+    scan, cleaned = made
+    raw, result = store.open_volume(scan), store.open_volume(cleaned)
+    truth, level = raw.sibling("truth/background").whole(), result.sibling("level").whole()
+    dark = np.median(raw.sibling("dark").whole(), axis=0)
+    centres = np.minimum(np.arange(12) * 5 + 2, SHAPE[0] - 1)
+    exact = (truth[centres] - dark) * (level.mean() / level[centres])[:, None, None]
+    perfect = tmp_path / "perfect.zarr"
+    shutil.copytree(cleaned, perfect)
+    for shift, expected in ((0, 0), (3, 3)):
+        values = (exact + shift).astype(np.float32)
+        store.create_array(perfect / "background", values.shape, values.dtype, values.shape).write(
+            (0, 0, 0), values
+        )
+        error = demo.background_error(scan, perfect)
+        assert error.median == pytest.approx(expected, abs=1e-3)
+        assert error.p95 == pytest.approx(expected, abs=1e-3)
+
+
+def test_error_of_the_median_is_a_few_percent(made):
+    error = demo.background_error(*made)
+    assert 0 < error.median < error.p95
+    assert error.median_percent < 5

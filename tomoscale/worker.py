@@ -1,0 +1,97 @@
+"""What happens to one block, on a worker: computed, written, read back, recorded."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tomoscale.chunks import ChunkFiles
+from tomoscale.journal import Job, Record
+from tomoscale.result import Pass
+from tomoscale.schedule import retried
+
+
+class Place(NamedTuple):
+    """Where one field of a block is stored."""
+
+    field: str
+    files: ChunkFiles
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def keys(self) -> list[str]:
+        """Return the names of its chunks."""
+        return self.files.keys_of(self.start, self.shape)
+
+
+def places_of(one: Pass, files: Mapping[str, ChunkFiles], index: tuple[int, ...]) -> list[Place]:
+    """Return where the fields of a block are stored."""
+    places = []
+    for name, array in one.arrays.items():
+        start = tuple(_starts(c)[i] for c, i in zip(array.chunks, index, strict=True))
+        shape = tuple(c[i] for c, i in zip(array.chunks, index, strict=True))
+        places.append(Place(name, files[name], start, shape))
+    return places
+
+
+class Written(NamedTuple):
+    """Whether a block had to be computed, and the most memory that its worker took so far."""
+
+    worked: bool
+    peak_bytes: int
+
+
+def write_block(
+    graph: dict[Any, Any],
+    keys: list[Any],
+    places: list[Place],
+    job: Job,
+    label: str,
+    record: Record | None,
+) -> Written:
+    """
+    Compute all fields of one block, write them, record it.
+
+    Returns
+    -------
+    Written
+        Whether there was work, and the memory that the worker took.
+    """
+    worked = record is None or not job.is_intact(record)
+    if worked:
+        fields = retried(compute, graph, keys)
+        written = {
+            p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
+        }
+        job.append(label, written)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Written(worked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
+    """Compute one part of a small result."""
+    return np.asarray(retried(compute, graph, [key])[0])
+
+
+def compute(graph: dict[Any, Any], keys: list[Any]) -> Any:
+    """Compute the fields of a block in this thread."""
+    from dask.local import get_sync
+
+    return get_sync(graph, keys)
+
+
+def _starts(lengths: tuple[int, ...]) -> list[int]:
+    return [0, *itertools.accumulate(lengths)][:-1]
+
+
+def name_of_block(one: Pass, index: tuple[int, ...]) -> str:
+    """Say where in the output a block lies: `frames[0:7200, 16:32, 0:2048]`."""
+    name, array = next(iter(one.arrays.items()))
+    starts = [_starts(c)[i] for c, i in zip(array.chunks, index, strict=True)]
+    ranges = [f"{s}:{s + c[i]}" for s, c, i in zip(starts, array.chunks, index, strict=True)]
+    return f"{name}[{', '.join(ranges)}]"
