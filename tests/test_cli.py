@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import write_array, write_scan
 
-from tomoscale import background, cli, store
+from tomoscale import background, cli, store, values
 from tomoscale.errors import TomoscaleError
 
 
@@ -120,7 +120,7 @@ def test_a_signal_is_not_needed_to_stop_a_reader_of_the_output(folder):
 
 
 def test_memory_is_read_in_the_units_that_people_write():
-    assert cli.memory_bytes("1.5 GB") == 1_500_000_000
-    assert cli.memory_bytes("2gib") == 2**31
+    assert values.memory_bytes("1.5 GB") == 1_500_000_000
+    assert values.memory_bytes("2gib") == 2**31
     with pytest.raises(TomoscaleError):
-        cli.memory_bytes("GB")
+        values.memory_bytes("GB")

@@ -19,6 +19,23 @@ from tomoscale.shown import Shown
 STEP = 10
 
 
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+)
+
+
+@pytest.fixture
+def drawn():
+    """Ask for real pictures."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Take a dot for every picture where pictures are not what is tested: drawing takes most of the time."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(pictures, "png", lambda figure: DOT)
+
+
 @pytest.fixture
 def scan_path(tmp_path):
     frames = small_scan()
@@ -64,7 +81,7 @@ def test_page_lies_beside_the_result_with_its_pictures(cleaned):
     assert names == {"index.html", "frame.png", "level.png", "projection.png", "histogram.png"}
 
 
-def test_page_holds_its_pictures_and_refers_to_nothing_outside(cleaned):
+def test_page_holds_its_pictures_and_refers_to_nothing_outside(cleaned, drawn):
     text = make(cleaned)
     assert "http" not in text
     assert "<script" not in text
@@ -225,7 +242,7 @@ def test_nan_are_counted_and_left_out(tmp_path):
     assert f"{found.n_nan} voxels are NaN" in make(path)
 
 
-def test_array_of_one_value_is_drawn(tmp_path):
+def test_array_of_one_value_is_drawn(tmp_path, drawn):
     path = write_array(tmp_path / "a.zarr", np.zeros((4, 8, 8), np.float32))
     assert "Histogram" in make(path)
 
@@ -281,7 +298,7 @@ def test_reduced_image_is_maximum_or_mean_of_its_pixels(shape, most):
     assert mean[-1, -1] == pytest.approx(image[part].mean())
 
 
-def test_picture_is_large_enough_to_read_and_small_enough_to_send(scan_path):
+def test_picture_is_large_enough_to_read_and_small_enough_to_send(scan_path, drawn):
     folder = report.make(scan_path, quiet=True).parent
     for file in folder.glob("*.png"):
         png = file.read_bytes()
@@ -291,7 +308,7 @@ def test_picture_is_large_enough_to_read_and_small_enough_to_send(scan_path):
         assert len(png) < 2_000_000
 
 
-def test_drawing_leaves_matplotlib_as_it_was(scan_path):
+def test_drawing_leaves_matplotlib_as_it_was(scan_path, drawn):
     import matplotlib
 
     before = dict(matplotlib.rcParams)

@@ -8,22 +8,23 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tomoscale import blocks, columns, kernels
+from tomoscale import blocks, columns
 from tomoscale.blocks import Field, Index, Piece
+from tomoscale.clean import (
+    FRAME_SCRATCH,
+    HOT_REACH,
+    SCRATCH,
+    Options,
+    Windows,
+    clean_columns,
+    median_image,
+    prepare,
+)
 from tomoscale.columns import Columns
 from tomoscale.errors import TomoscaleError
 from tomoscale.margin import margin_level, margin_of
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Edge, Rect, Volume, Width
-
-STRIP = 512
-"""Pixels normalised at a time before they are ranked: their column of frames stays in the L3 cache."""
-FRAME_SCRATCH = STRIP * (4 + 4) + 256 * 4 * 3
-"""Bytes for each frame of a block: a strip as float32 and as integers, and the tiles of the ranking."""
-SCRATCH = 16_000_000
-HOT_SIGMAS = 8.0
-HOT_REACH = 5
-"""Pixels around one that its repair looks at: two medians of 5 x 5 for the decision on a neighbour."""
 
 
 class Cleaned(NamedTuple):
@@ -146,7 +147,7 @@ def remove(
     options = Options(ranking, smoothing, hot_pixels, np.dtype(dtype))
     made = _clean_all(frames, offset, level if where else None, cut, half_window, options)
     ready = functools.partial(
-        _prepare, frames.dtype, None if offset is None else offset.dtype, where is not None, options
+        prepare, frames.dtype, None if offset is None else offset.dtype, where is not None, options
     )
     blocks.state(made["frames"], image="scan", carried=_carried(frames, offset), prepare=ready)
     result = Cleaned(made["frames"], made["background"], level)
@@ -179,7 +180,7 @@ def _dark_of(frames: Any, dark: Any) -> Any:
         )
     some = tuple(slice(0, min(n, c, 256)) for n, c in zip(frames.shape, frames.chunks, strict=True))
     raw = frames.read((slice(0, 1), *some[1:]))[0].astype(np.float64)
-    if np.median(raw) < np.median(_median_image(dark.read((*_every(dark), *some[1:])))):
+    if np.median(raw) < np.median(median_image(dark.read((*_every(dark), *some[1:])))):
         raise TomoscaleError("background.remove: the dark is brighter than the frames; is it a flat?")
     return dark
 
@@ -230,7 +231,7 @@ def _clean_all(
     if options.hot_pixels:
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
     scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + (options.hot_pixels and fields["frames"].block_bytes)
-    return blocks.map_blocks(_clean_columns, arguments, fields, small=small, scratch=scratch)
+    return blocks.map_blocks(clean_columns, arguments, fields, small=small, scratch=scratch)
 
 
 def windows(n_frames: int, half_window: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -242,132 +243,3 @@ def windows(n_frames: int, half_window: int, step: int) -> tuple[np.ndarray, np.
     """
     centres = np.minimum(np.arange(math.ceil(n_frames / step)) * step + step // 2, n_frames - 1)
     return np.maximum(centres - half_window, 0), np.minimum(centres + half_window + 1, n_frames)
-
-
-# ---------------------------------------------------------------- one block
-
-
-class Windows(NamedTuple):
-    """Where a block lies: its frames in the scan, windows in the frames read, pixels without the halo."""
-
-    first: int
-    frames: slice
-    starts: np.ndarray
-    stops: np.ndarray
-    step: int
-    crop: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-class Options(NamedTuple):
-    """What is to be done to a block."""
-
-    ranking: str
-    smoothing: int
-    hot_pixels: bool
-    dtype: np.dtype
-
-
-def _clean_columns(
-    raw: np.ndarray,
-    dark: np.ndarray | None,
-    where: Windows,
-    options: Options,
-    level: np.ndarray | None = None,
-) -> tuple[np.ndarray, ...]:
-    """Return the cleaned frames of a block, its backgrounds and, on request, its hot pixels."""
-    raw = np.asarray(raw, _ranked_type(raw.dtype))
-    offset = None if dark is None else _median_image(dark)
-    scale = None
-    if level is not None:
-        scale = (level.mean() / level).astype(np.float32)[where.first : where.first + len(raw)]
-    background = _backgrounds(raw, offset, scale, where, options.ranking)
-
-    frames = slice(where.frames.start - where.first, where.frames.stop - where.first)
-    group = np.arange(where.frames.stop - where.frames.start) // where.step
-    out = np.empty((len(group), *where.shape), options.dtype)
-    own = (
-        slice(where.crop[0], where.crop[0] + where.shape[0]),
-        slice(where.crop[1], where.crop[1] + where.shape[1]),
-    )
-    scale = None if scale is None else scale[frames]
-    if not options.hot_pixels:
-        kernels.clean_frames(
-            raw[frames], offset, scale, background, group, max(1, options.smoothing), out, crop=where.crop
-        )
-        return out, background[:, *own].copy()
-    hot = _hot_pixels(background)
-    cleaned = np.empty((len(group), *raw.shape[1:]), np.float32)
-    kernels.clean_frames(raw[frames], offset, scale, background, group, 1, cleaned)
-    kernels.replace_pixels(cleaned, hot, group)
-    zero = np.zeros((1, *raw.shape[1:]), np.float32)
-    kernels.clean_frames(
-        cleaned, None, None, zero, np.zeros_like(group), max(1, options.smoothing), out, crop=where.crop
-    )
-    return out, background[:, *own].copy(), hot[:, *own].astype(np.uint8)
-
-
-def _ranked_type(dtype: np.dtype) -> np.dtype:
-    """Return the type in which frames are ranked: their own where a kernel knows it."""
-    native = dtype.newbyteorder("=")
-    known = ("uint8", "uint16", "int16", "int32", "float32")
-    if native.name in known:
-        return native
-    return np.dtype("i2") if native.name == "int8" else np.dtype("f4")
-
-
-def _prepare(raw: np.dtype, dark: np.dtype | None, normalised: bool, options: Options) -> None:
-    """Clean a few pixels of the same types, so that the kernels are compiled and kept for the workers."""
-    frames = np.zeros((4, 5, 6), raw)
-    where = Windows(0, slice(0, 4), np.array([0]), np.array([4]), 4, (0, 0), (5, 6))
-    image = None if dark is None else np.zeros((5, 6), dark)
-    _clean_columns(frames, image, where, options, *([np.ones(4)] if normalised else []))
-
-
-def _median_image(dark: np.ndarray) -> np.ndarray:
-    """Return the dark image of a stack; float32 where that holds every value exactly."""
-    image = np.median(dark, axis=0) if dark.ndim == 3 else dark
-    single = image.astype(np.float32)
-    return single if np.array_equal(single, image, equal_nan=True) else image.astype(np.float64)
-
-
-def _backgrounds(
-    raw: np.ndarray, dark: np.ndarray | None, scale: np.ndarray | None, where: Windows, ranking: str
-) -> np.ndarray:
-    """Return the median of every window, strip by strip where frames must be normalised first."""
-    if dark is None and scale is None:
-        values = np.rint(raw) if ranking == "fixed" and raw.dtype.kind == "f" else raw
-        return kernels.moving_median_windows(values, where.starts, where.stops)
-    rows, width = raw.shape[1:]
-    out = np.empty((len(where.starts), rows, width), np.float32)
-    tall = max(1, STRIP // width)
-    for top in range(0, rows, tall):
-        for left in range(0, width, STRIP):
-            part = np.s_[top : top + tall, left : left + STRIP]
-            values = _normalised(raw[:, *part], None if dark is None else dark[part], scale, ranking)
-            out[:, *part] = kernels.moving_median_windows(values, where.starts, where.stops)
-    return out
-
-
-def _normalised(
-    raw: np.ndarray, dark: np.ndarray | None, scale: np.ndarray | None, ranking: str
-) -> np.ndarray:
-    """Return what is ranked: whole counts as integers where they fit, else float32."""
-    if ranking == "fixed":
-        counts, fits = kernels.normalise_rint(raw, dark, scale)
-        if fits:
-            return counts
-    values = kernels.normalise(raw, dark, scale)
-    return np.rint(values) if ranking == "fixed" else values
-
-
-def _hot_pixels(background: np.ndarray) -> np.ndarray:
-    """
-    Tell which pixels stand out of the 5 x 5 around them in a background, hence in most of its frames.
-
-    The measure is the median absolute deviation of that neighbourhood, at least one count.
-    """
-    around = kernels.frame_median(background, 5)
-    apart = np.abs(background - around)
-    sigma = 1.4826 * kernels.frame_median(apart, 5)
-    return apart > HOT_SIGMAS * np.maximum(sigma, 1.0)

@@ -1,5 +1,5 @@
 """
-Blocks of a scan or a volume: integer arithmetic, and lazy arrays with one task per block.
+Blocks of a scan or a volume: lazy arrays with one task per block.
 
 A block is what one task holds in memory. `map_blocks` turns a block function into lazy Dask
 arrays, one for each result of the function; the task reads its own window (with halo) from storage,
@@ -22,15 +22,52 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tomoscale.grid import (
+    CHUNK_BYTES,
+    MIB,
+    Index,
+    Window,
+    covering,
+    grow,
+    lengths,
+    scan_chunks,
+    shape_of,
+    spans,
+    volume_chunks,
+    volume_of,
+)
+
 if TYPE_CHECKING:
     import dask.array as da
 
-Window = tuple[slice, ...]
-Index = tuple[int, ...]
-
-MIB = 2**20
-CHUNK_BYTES = 2 * MIB
-"""Size of a stored chunk: large enough for storage, small enough to stay in a core's share of cache."""
+__all__ = [
+    "CHUNK_BYTES",
+    "MIB",
+    "Call",
+    "Cost",
+    "Field",
+    "Index",
+    "Piece",
+    "Resources",
+    "Source",
+    "Window",
+    "assemble",
+    "copied",
+    "covering",
+    "facts",
+    "grow",
+    "lengths",
+    "map_blocks",
+    "once",
+    "planned_for",
+    "resources",
+    "scan_chunks",
+    "shape_of",
+    "spans",
+    "state",
+    "volume_chunks",
+    "volume_of",
+]
 
 
 class Resources(NamedTuple):
@@ -86,66 +123,6 @@ class Piece:
     @property
     def nbytes(self) -> int:
         return volume_of(self.window) * self.source.dtype.itemsize
-
-
-# ---------------------------------------------------------------- integers
-
-
-def spans(size: int, edge: int) -> list[slice]:
-    """
-    Cut an axis into half-open ranges.
-
-    >>> spans(5, 2)
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
-    return [slice(a, min(a + edge, size)) for a in range(0, size, edge)]
-
-
-def grow(span: slice, halo: int, size: int) -> slice:
-    """Widen a range by a halo, cut to the axis."""
-    return slice(max(0, span.start - halo), min(size, span.stop + halo))
-
-
-def lengths(parts: Sequence[slice]) -> tuple[int, ...]:
-    """Return the length of every range, as Dask's `chunks` want them."""
-    return tuple(s.stop - s.start for s in parts)
-
-
-def shape_of(window: Window) -> tuple[int, ...]:
-    """Return the shape of a window."""
-    return lengths(window)
-
-
-def volume_of(window: Window) -> int:
-    """Return the number of voxels of a window."""
-    return int(np.prod(shape_of(window), dtype=np.int64))
-
-
-def covering(span: slice, edge: int, size: int) -> int:
-    """Return how many voxels of whole chunks must be decoded for a range."""
-    return min(-(-span.stop // edge) * edge, size) - span.start // edge * edge
-
-
-def scan_chunks(shape: Sequence[int], itemsize: int, n_frames: int = 64) -> tuple[int, int, int]:
-    """
-    Choose the stored chunks of a scan: bands of whole rows over some dozen frames.
-
-    A task owns all frames of some rows. A band has neighbours above and below only, so that a halo
-    around two bands costs twice the decoding; around a square tile of the same size it costs nine times.
-
-    >>> scan_chunks((7200, 2048, 2048), 2)
-    (64, 8, 2048)
-    """
-    frames, rows, columns = shape
-    n_frames = min(n_frames, frames)
-    row = n_frames * columns * itemsize
-    enough = max(-(-rows // 16), CHUNK_BYTES // 16 // row)
-    return n_frames, max(1, min(CHUNK_BYTES // row, enough, rows)), columns
-
-
-def volume_chunks(shape: Sequence[int], edge: int = 128) -> tuple[int, ...]:
-    """Choose the stored chunks of a reconstructed volume: cubes."""
-    return tuple(min(edge, n) for n in shape)
 
 
 # ---------------------------------------------------------------- lazy blocks

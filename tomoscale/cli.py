@@ -21,18 +21,7 @@ from tomoscale import TOPICS
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
 from tomoscale.parameters import Grid, Rect, Span, Volume
-
-UNITS = {
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
-}
+from tomoscale.values import memory_bytes, numbers, rects, span, spans
 
 
 @Parameter(name="*")
@@ -74,61 +63,6 @@ class How:
                 raise TomoscaleError(f"--{name} {number}; expected at least 1")
 
 
-# ---------------------------------------------------------------- values as people type them
-
-
-def _numbers(type_: Any, tokens: Sequence[Any]) -> Any:
-    """Read `64,128,128`; also several tokens."""
-    words = [w for t in tokens for w in t.value.replace("x", ",").split(",") if w]
-    try:
-        return tuple(float(w) if any(c in w for c in ".einf") else int(w) for w in words)
-    except ValueError:
-        raise TomoscaleError(
-            f"{' '.join(t.value for t in tokens)!r}: expected numbers separated by commas"
-        ) from None
-
-
-def _span(text: str) -> Span:
-    start, colon, stop = text.partition(":")
-    if not colon or not start.lstrip("-").isdigit() or not stop.lstrip("-").isdigit():
-        raise TomoscaleError(f"range {text!r}; expected start:stop")
-    return Span(int(start), int(stop))
-
-
-def _spans(type_: Any, tokens: Sequence[Any]) -> tuple[Span, ...]:
-    """Read `0:100,40:200,40:200`."""
-    return tuple(_span(part) for token in tokens for part in token.value.split(","))
-
-
-def _rects(type_: Any, tokens: Sequence[Any]) -> tuple[Rect, ...]:
-    """Read `100:180,40:200`, repeated."""
-    found = []
-    for token in tokens:
-        parts = token.value.split(",")
-        if len(parts) != 2:
-            raise TomoscaleError(f"rectangle {token.value!r}; expected r0:r1,c0:c1")
-        found.append(Rect(*map(_span, parts)))
-    return tuple(found)
-
-
-def memory_bytes(text: str) -> int:
-    """
-    Read an amount of memory.
-
-    >>> memory_bytes("8GB"), memory_bytes("512 MiB")
-    (8000000000, 536870912)
-    """
-    word = text.strip().upper().removesuffix("B").replace(" ", "")
-    number = word.rstrip("KMGTI")
-    try:
-        amount = int(float(number) * UNITS[word[len(number) :]])
-    except (ValueError, KeyError, OverflowError):
-        raise TomoscaleError(f"--memory {text!r}; expected an amount such as 8GB or 512MiB") from None
-    if amount <= 0:
-        raise TomoscaleError(f"--memory {text!r}; expected more than nothing")
-    return amount
-
-
 def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
     """Return the command's type of a parameter: a path for a volume, commas for a tuple, `--no-X` to switch off."""
     if parameter.default is True:
@@ -139,12 +73,12 @@ def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
     if Volume in parts:
         return str | None if type(None) in parts else str
     if any(get_origin(p) is tuple and get_args(p)[0] is Span for p in parts):
-        return Annotated[hint, Parameter(converter=_spans, n_tokens=1, accepts_keys=False)]
+        return Annotated[hint, Parameter(converter=spans, n_tokens=1, accepts_keys=False)]
     for part in parts:
         if part is Grid:
-            return Annotated[hint, Parameter(converter=_numbers, n_tokens=1, accepts_keys=False)]
+            return Annotated[hint, Parameter(converter=numbers, n_tokens=1, accepts_keys=False)]
         if get_origin(part) is tuple:
-            converter = _rects if get_args(part)[0] is Rect else _numbers
+            converter = rects if get_args(part)[0] is Rect else numbers
             if get_args(part)[0] in (Path, str):
                 return hint
             return Annotated[hint, Parameter(converter=converter, n_tokens=1, accepts_keys=False)]
@@ -292,7 +226,7 @@ def _region(source: Any, roi: str | None) -> Any:
     volume = store.open_volume(source)
     if roi is None:
         return volume
-    return store.crop(volume, [_span(part) for part in roi.split(",")])
+    return store.crop(volume, [span(part) for part in roi.split(",")])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -139,7 +139,7 @@ def images(panels: Sequence[Panel], n_columns: int = 2) -> Figure:
     pixel = min(room / columns, 1.6 * room / rows)
     lines = [panels[i : i + n_columns] for i in range(0, len(panels), n_columns)]
     heights = [TOP + BOTTOM + pixel * max(p.image.shape[0] for p in line) for line in lines]
-    figure = _figure(width, _dots(sum(heights)), layout="none")
+    figure = _figure(width, _dots(sum(heights)))
     with _style():
         top = sum(heights)
         for line, line_height in zip(lines, heights, strict=True):
@@ -207,7 +207,9 @@ def curves(
     x: np.ndarray, x_name: str, lines: Sequence[tuple[str, np.ndarray]], mark: tuple[float, str] | None = None
 ) -> Figure:
     """Draw quantities over the frames, one below the other; `mark` is a position and its name."""
-    figure = _figure(WIDTH, 0.6 + 1.9 * len(lines))
+    height = 0.6 + 1.9 * len(lines)
+    figure = _figure(WIDTH, height)
+    figure.subplots_adjust(*_edges(WIDTH, height), hspace=0.22)
     with _style():
         first = None
         for position, (name, y) in enumerate(lines, 1):
@@ -235,6 +237,7 @@ def curves(
 def histogram(survey: Survey, unit: str = "counts") -> Figure:
     """Draw how many voxels have which value: near the bulk, and over the whole range, both in log counts."""
     figure = _figure(WIDTH, 3.1)
+    figure.subplots_adjust(*_edges(WIDTH, 3.1), wspace=0.2)
     low, high = survey.percentile(0.1), survey.percentile(99.0)
     reach = max(high - low, survey.width)
     low, high = max(survey.lowest, low - 0.5 * reach), min(survey.highest, high + reach)
@@ -292,10 +295,15 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout=layout)  # type: ignore[arg-type]
+    return Figure(figsize=(width, height), dpi=DPI)
+
+
+def _edges(width: float, height: float) -> tuple[float, float, float, float]:
+    """Return left, bottom, right and top of what axes fill: a layout engine would take half the time of a report."""
+    return 0.9 / width, 0.55 / height, 1 - 0.15 / width, 1 - TOP / height
 
 
 def _style() -> Any:

@@ -135,7 +135,7 @@ class _Sums:
         n_frames, *frame = volume.shape
         dtype = volume.dtype
         least = np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
-        self.peak = np.full(frame, least, dtype)
+        self.peak = np.full(frame, least, np.float32 if dtype == np.float16 else dtype)
         self.counts = np.zeros(N_BINS + 1, np.int64)
         self.totals, self.signals = np.zeros((2, n_frames))
         self.lowest = math.inf
@@ -174,7 +174,7 @@ class _Reading:
     def joined(self, windows: list[Window], *, projection: bool) -> Survey:
         """Return the sums of all threads."""
         counts = np.sum([s.counts for s in self.sums], axis=0)
-        peak = np.maximum.reduce([s.peak for s in self.sums])
+        peak = np.maximum.reduce([s.peak for s in self.sums]).astype(self.volume.dtype, copy=False)
         n_voxels = np.zeros(self.volume.shape[0], np.int64)
         for window in windows:
             n_voxels[window[0]] += math.prod(shape_of(window[1:]))

@@ -1,0 +1,73 @@
+"""Values as people type them in a command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tomoscale.errors import TomoscaleError
+from tomoscale.parameters import Rect, Span
+
+UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+
+
+def numbers(type_: Any, tokens: Sequence[Any]) -> Any:
+    """Read `64,128,128`; also several tokens."""
+    words = [w for t in tokens for w in t.value.replace("x", ",").split(",") if w]
+    try:
+        return tuple(float(w) if any(c in w for c in ".einf") else int(w) for w in words)
+    except ValueError:
+        raise TomoscaleError(
+            f"{' '.join(t.value for t in tokens)!r}: expected numbers separated by commas"
+        ) from None
+
+
+def span(text: str) -> Span:
+    start, colon, stop = text.partition(":")
+    if not colon or not start.lstrip("-").isdigit() or not stop.lstrip("-").isdigit():
+        raise TomoscaleError(f"range {text!r}; expected start:stop")
+    return Span(int(start), int(stop))
+
+
+def spans(type_: Any, tokens: Sequence[Any]) -> tuple[Span, ...]:
+    """Read `0:100,40:200,40:200`."""
+    return tuple(span(part) for token in tokens for part in token.value.split(","))
+
+
+def rects(type_: Any, tokens: Sequence[Any]) -> tuple[Rect, ...]:
+    """Read `100:180,40:200`, repeated."""
+    found = []
+    for token in tokens:
+        parts = token.value.split(",")
+        if len(parts) != 2:
+            raise TomoscaleError(f"rectangle {token.value!r}; expected r0:r1,c0:c1")
+        found.append(Rect(*map(span, parts)))
+    return tuple(found)
+
+
+def memory_bytes(text: str) -> int:
+    """
+    Read an amount of memory.
+
+    >>> memory_bytes("8GB"), memory_bytes("512 MiB")
+    (8000000000, 536870912)
+    """
+    word = text.strip().upper().removesuffix("B").replace(" ", "")
+    number = word.rstrip("KMGTI")
+    try:
+        amount = int(float(number) * UNITS[word[len(number) :]])
+    except (ValueError, KeyError, OverflowError):
+        raise TomoscaleError(f"--memory {text!r}; expected an amount such as 8GB or 512MiB") from None
+    if amount <= 0:
+        raise TomoscaleError(f"--memory {text!r}; expected more than nothing")
+    return amount
