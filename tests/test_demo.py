@@ -12,6 +12,7 @@ from tomoscale import background, cluster, demo, run, simulate, store
 from tomoscale.errors import DamagedError, TomoscaleError
 
 SHAPE = (60, 64, 64)
+pytestmark = pytest.mark.filterwarnings("ignore:simulate.dct. placed")
 
 
 @pytest.fixture(autouse=True)

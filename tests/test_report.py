@@ -227,7 +227,8 @@ def test_percentiles_of_floats_are_right_to_a_bin(tmp_path):
     found = survey.of(store.open_volume(write_array(tmp_path / "a.zarr", frames, (30, 5, 23))), quiet=True)
     assert found.width < 0.2
     for percent in (0, 1, 50, 99.9, 100):
-        assert abs(found.percentile(percent) - np.percentile(frames, percent)) < 2 * found.width + 0.3
+        expected = np.percentile(frames, percent, method="inverted_cdf")
+        assert abs(found.percentile(percent) - expected) <= found.width
 
 
 def test_nan_are_counted_and_left_out(tmp_path):
@@ -279,7 +280,7 @@ def test_reading_takes_the_memory_of_a_few_windows():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.counts[7] == 1024 * 512 * 512
-    assert peak < (survey.MOST_THREADS + 1) * 1.2 * survey.WINDOW_BYTES < Endless().nbytes / 4
+    assert peak < (survey.MOST_THREADS + 2) * survey.WINDOW_BYTES < Endless().nbytes / 4
 
 
 # ---------------------------------------------------------------- pictures

@@ -228,8 +228,8 @@ def _bins(volume: Volume) -> tuple[float, float, float]:
     parts = []
     for window in _samples(volume, 24):
         block = volume.read(window)
-        step = max(1, block.size // 2**18) | 1
-        parts.append(block.reshape(-1)[::step])
+        step = max(1, block.size // 2**16) | 1
+        parts.append(block.reshape(-1)[::step].copy())
     values = np.concatenate(parts).astype(np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
