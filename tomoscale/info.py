@@ -251,11 +251,12 @@ def array_row(name: str, array: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def when(step: Mapping[str, Any]) -> str:
-    """Say when a step was finished, how long it took, and by which version."""
+    """Say when a step was finished, how long it took, with how much memory, and by which version."""
     finished = str(step.get("finished", "at an unknown time")).replace("T", " ").replace("+", " +")
     seconds = float(step.get("seconds", 0))
     took = human_time(seconds) if seconds >= 60 else f"{seconds:.1f} s"
-    return f"{finished}, in {took}, by tomoscale {step.get('versions', {}).get('tomoscale', 'unknown')}"
+    peak = f" with {human_bytes(step['peak_bytes'])} per worker" if step.get("peak_bytes") else ""
+    return f"{finished}, in {took}{peak}, by tomoscale {step.get('versions', {}).get('tomoscale', 'unknown')}"
 
 
 def inputs(step: Mapping[str, Any]) -> list[tuple[str, str]]:
