@@ -25,7 +25,7 @@ figcaption { color: #4a5160; font-size: .92rem; max-width: 48rem; margin-top: .3
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0; }
 th, td { text-align: left; padding: .22rem 1.1rem .22rem 0; vertical-align: top; border-bottom: 1px solid #e6e9ee; }
 th { font-weight: 600; color: #4a5160; white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: break-word; }
 .wide { overflow-x: auto; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .1rem 1.4rem; margin: .4rem 0;
      font-size: .9rem; }
@@ -37,8 +37,15 @@ dt { color: #4a5160; } dd { margin: 0; overflow-wrap: anywhere; text-align: righ
 .figures span { color: #4a5160; font-size: .85rem; }
 footer { margin-top: 3rem; color: #6a7180; font-size: .85rem; }
 @media print {
+  @page { margin: 1.5cm; }
   body { font-size: 10pt; padding: 0; max-width: none; }
-  figure, table, dl, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  h2 { margin-top: 1.2rem; }
+  h2, h3, h2 + p, h3 + p { break-after: avoid; }
+  figure, table, dl { break-inside: avoid; }
+  figure img { width: auto; max-height: 14cm; }
+  table, dl { font-size: 8pt; }
+  th, td { padding-right: .7rem; }
+  .wide { overflow: visible; }
   .note { background: none; }
 }
 """
