@@ -45,7 +45,7 @@ def median_tiles(samples, kinds, starts, stops, out):  # type: ignore[no-untyped
     Write the medians of frames[start:stop] to `out` (window, pixel); return how many came from counts.
 
     A tile starts with brackets, goes on with running counts, and returns to brackets where these give up: for
-    one window, or for twice as many as the last time if the counts did not even last sixteen windows.
+    one window, or for four times as many as the last time if the counts did not even last sixteen windows.
     """
     key, whole, real = kinds
     n_frames, n_pixels = samples.bits.shape
@@ -73,7 +73,7 @@ def median_tiles(samples, kinds, starts, stops, out):  # type: ignore[no-untyped
             done, nan = _by_counts(samples, first, lanes, ladder, starts, stops, end, target)
             seen_nan |= nan
             n_by_counts += done - end
-            pause = 1 if done - end >= 16 else 2 * pause
+            pause = 1 if done - end >= 16 else 4 * pause
         if seen_nan:
             _spread_nan(samples.bits, first, starts, stops, target)
     return n_by_counts

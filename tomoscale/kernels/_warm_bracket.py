@@ -19,6 +19,9 @@ from tomoscale.kernels._lanes import LANES, count_below
 INTERPOLATIONS = 7
 """Probes placed by interpolation before bisection takes over, which ends on every input."""
 
+ENOUGH = 24
+"""Samples in a bracket that tell their spacing: from two of them, a window takes one probe more on average."""
+
 
 class Bracket(NamedTuple):
     """One bracket per lane, in signed integers wider than the keys: `high` may be one beyond the largest key."""
@@ -145,6 +148,7 @@ def _tighten(bracket, rank, n, top):  # type: ignore[no-untyped-def]
     count = bracket.count
     whole, real = low.dtype.type, spacing.dtype.type
     one = whole(1)
+    enough = max(whole(2), min(whole(ENOUGH), whole(n // 4)))
     for j in range(LANES):
         lo, hi, n_lo, n_hi = low[j], high[j], below_low[j], below_high[j]
         t, c = whole(probe[j]), count[j]
@@ -164,7 +168,7 @@ def _tighten(bracket, rank, n, top):  # type: ignore[no-untyped-def]
         below_high[j] = n_hi if solved else new_n_hi
         enclosed = new_n_hi - new_n_lo
         gap = max(real(new_hi - new_lo) / real(max(enclosed, one)), real(0.001))
-        spacing[j] = gap if enclosed >= 2 and not solved else spacing[j]
+        spacing[j] = gap if enclosed >= enough and not solved else spacing[j]
 
 
 @part
