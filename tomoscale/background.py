@@ -135,7 +135,7 @@ def remove(
     reach = smoothing // 2 + (HOT_REACH if hot_pixels else 0)
     cut = columns.cut(
         shape,
-        frames.chunks,
+        (frames.chunks[0], frames.chunks[1], frames.chunks[2]),
         halo=(half_window + step, reach, reach),
         step=step,
         itemsize=(frames.dtype.itemsize, 8 if hot_pixels else 4),

@@ -10,15 +10,12 @@ the stored chunks (`Layer`).
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -36,6 +33,7 @@ from tomoscale.grid import (
     volume_chunks,
     volume_of,
 )
+from tomoscale.resources import Resources, planned_for, resources
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -68,33 +66,6 @@ __all__ = [
     "volume_chunks",
     "volume_of",
 ]
-
-
-class Resources(NamedTuple):
-    """What a plan may use: bytes that one block may cost, and the threads that share the blocks."""
-
-    block_bytes: int
-    threads: int
-
-
-_resources: ContextVar[Resources] = ContextVar(
-    "resources", default=Resources(block_bytes=1_600_000_000, threads=os.cpu_count() or 1)
-)
-
-
-def resources() -> Resources:
-    """Return what a plan made now may use."""
-    return _resources.get()
-
-
-@contextmanager
-def planned_for(block_bytes: int, threads: int) -> Iterator[None]:
-    """Let operations called inside plan for these bytes per block and this number of threads."""
-    token = _resources.set(Resources(block_bytes, threads))
-    try:
-        yield
-    finally:
-        _resources.reset(token)
 
 
 class Source(Protocol):

@@ -76,12 +76,12 @@ class ChunkFiles:
         if info.zarr_format != 3 or not simple or info.chunks != info.stored:
             return None
         configuration = {c["name"]: c.get("configuration", {}) for c in info.codecs}
-        order = "<" if configuration["bytes"].get("endian", "little") == "little" else ">"
+        big = configuration["bytes"].get("endian") == "big"
         compressor = None
         if "blosc" in names:
             b = configuration["blosc"]
             compressor = (b["cname"], b["clevel"], _SHUFFLES[b["shuffle"]], b.get("blocksize", 0))
-        dtype = info.dtype.newbyteorder(order)
+        dtype = info.dtype.newbyteorder(">" if big else "<")
         return cls(
             folder, info.shape, info.chunks, dtype, info.separator, compressor, "crc32c" in names, fill
         )

@@ -208,7 +208,24 @@ def _remote(address: str) -> Connection:
 
 
 def of_client(client: Any) -> Connection:
-    """Use the workers of a `distributed.Client`."""
+    """
+    Use the workers of a Dask client.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Connected to a scheduler that has workers.
+
+    Returns
+    -------
+    Connection
+        Its workers.
+
+    Raises
+    ------
+    TomoscaleError
+        There are none.
+    """
     found = list(client.scheduler_info(n_workers=-1)["workers"].values())
     if not found:
         raise TomoscaleError("the Dask cluster has no workers; start some, or wait for them")

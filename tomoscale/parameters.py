@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
+import numpy as np
 from annotated_types import Ge, Predicate
 
 from tomoscale.errors import TomoscaleError
@@ -59,6 +60,8 @@ class Volume:
     """
 
     shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: tuple[int, ...]
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -33,6 +33,7 @@ def numbers(type_: Any, tokens: Sequence[Any]) -> Any:
 
 
 def span(text: str) -> Span:
+    """Read `100:180`."""
     start, colon, stop = text.partition(":")
     if not colon or not start.lstrip("-").isdigit() or not stop.lstrip("-").isdigit():
         raise TomoscaleError(f"range {text!r}; expected start:stop")

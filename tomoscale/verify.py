@@ -208,7 +208,7 @@ def _made_again(path: Path) -> Any:
     """Plan the result once more, from its own record, and make sure that its inputs are the same."""
     step = metadata.attributes_of(path)["tomoscale"]["history"][-1]
     module, _, name = step["operation"].rpartition(".")
-    function = None
+    function: Any = None
     if module.isidentifier():
         function = getattr(importlib.import_module(f"tomoscale.{module}"), name, None)
     if not hasattr(function, "command"):
