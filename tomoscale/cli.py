@@ -67,6 +67,8 @@ def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
     """Return the command's type of a parameter: a path for a volume, commas for a tuple, `--no-X` to switch off."""
     if parameter.default is True:
         return Annotated[hint, Parameter(negative=f"--no-{parameter.name.replace('_', '-')}")]
+    if parameter.name == "output":
+        return Annotated[hint, Parameter(name=["--output", "-o"])]
     if parameter.name.startswith("as_"):
         return Annotated[hint, Parameter(name=f"--{parameter.name.removeprefix('as_')}")]
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

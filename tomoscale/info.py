@@ -13,7 +13,7 @@ from typing import Any
 
 from tomoscale import metadata, store
 from tomoscale.errors import TomoscaleError
-from tomoscale.journal import MANIFEST, STALE_AFTER_S, Job, _is_alive, read_manifest
+from tomoscale.journal import MANIFEST, STALE_AFTER_S, Job, is_alive, read_manifest
 from tomoscale.metadata import ArrayInfo
 from tomoscale.operation import command
 from tomoscale.progress import human_bytes, human_time
@@ -188,7 +188,7 @@ def _writer(job: Job) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     same_host = owner.get("host") == socket.gethostname()
-    return {**owner, "alive": _is_alive(owner) if same_host else age < STALE_AFTER_S}
+    return {**owner, "alive": is_alive(owner) if same_host else age < STALE_AFTER_S}
 
 
 # ---------------------------------------------------------------- words

@@ -115,7 +115,7 @@ class Job:
         except (OSError, ValueError):
             return
         same_host = owner.get("host") == socket.gethostname()
-        alive = _is_alive(owner) if same_host else age < STALE_AFTER_S
+        alive = is_alive(owner) if same_host else age < STALE_AFTER_S
         if alive and not (same_host and owner.get("pid") == os.getpid()):
             raise TomoscaleError(
                 f"{self.target}: another run is writing it: process {owner.get('pid')} on {owner.get('host')} "
@@ -285,7 +285,8 @@ def _started(pid: int) -> float | None:
         return None
 
 
-def _is_alive(owner: Mapping[str, Any]) -> bool:
+def is_alive(owner: Mapping[str, Any]) -> bool:
+    """Tell whether the process that a lock names still runs on this machine."""
     started = _started(int(owner.get("pid", 0)))
     return started is not None and abs(started - float(owner.get("started") or 0)) < 2
 
