@@ -176,6 +176,18 @@ def test_a_path_that_is_no_zarr_is_named(tmp_path):
             store.open_volume(tmp_path / name)
 
 
+def test_chunks_that_a_user_never_wrote_are_the_fill_value_and_said_so(tmp_path):
+    stored = zarr.create_array(
+        tmp_path / "a.zarr", shape=(4, 4), chunks=(2, 4), dtype="float32", fill_value=np.nan, compressors=None
+    )
+    with pytest.raises(TomoscaleError, match="holds no chunk at all"):
+        store.open_volume(tmp_path / "a.zarr")
+    stored[:2] = 1
+    with pytest.warns(UserWarning, match="1 of 2 chunks are not stored and read as nan"):
+        volume = store.open_volume(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(volume.whole(), stored[:])
+
+
 def test_a_cropped_volume_crops_what_lies_beside_it(tmp_path, scan):
     angles = np.linspace(0, 360, len(scan))
     group = write_scan(tmp_path / "scan.zarr", scan, (30, 5, 23), dark=scan[:4], omega=angles)

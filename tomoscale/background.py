@@ -138,7 +138,7 @@ def remove(
         (frames.chunks[0], frames.chunks[1], frames.chunks[2]),
         halo=(half_window + step, reach, reach),
         step=step,
-        itemsize=(frames.dtype.itemsize, 8 if hot_pixels else 4),
+        itemsize=(frames.dtype.itemsize, _bytes_per_voxel(step, hot_pixels, np.dtype(dtype))),
         scratch=(FRAME_SCRATCH, SCRATCH),
         block_bytes=blocks.resources().block_bytes,
         threads=blocks.resources().threads,
@@ -183,6 +183,11 @@ def _dark_of(frames: Any, dark: Any) -> Any:
     if np.median(raw) < np.median(median_image(dark.read((*_every(dark), *some[1:])))):
         raise TomoscaleError("background.remove: the dark is brighter than the frames; is it a flat?")
     return dark
+
+
+def _bytes_per_voxel(step: int, hot_pixels: bool, dtype: np.dtype) -> float:
+    """Count what a block holds for a voxel beyond the raw frame: the cleaned one and its share of a background."""
+    return dtype.itemsize + 4 / step + (4 + 1 / step if hot_pixels else 0)
 
 
 def _every(dark: Any) -> tuple[slice, ...]:

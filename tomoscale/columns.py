@@ -99,7 +99,7 @@ def cut(
     *,
     halo: tuple[int, int, int],
     step: int,
-    itemsize: tuple[int, int],
+    itemsize: tuple[int, float],
     scratch: tuple[int, int],
     block_bytes: int,
     threads: int,
@@ -115,8 +115,8 @@ def cut(
         Frames, rows and columns that a block needs around it.
     step : int
         Frames that share one background.
-    itemsize : tuple of int
-        Bytes of a voxel read, and of a voxel held beyond the input (output, copies).
+    itemsize : (int, float)
+        Bytes of a voxel read, and of a voxel held beyond the input (outputs, copies).
     scratch : tuple of int
         Bytes that a block holds besides: for every frame read, and in any case.
     block_bytes : int
@@ -138,7 +138,10 @@ def cut(
     smallest = None
     for columns in _ways(shape, chunks, halo, step):
         inside, around = columns.inside, columns.around
-        need = around * itemsize[0] + inside * itemsize[1] + columns.n_read * scratch[0] + scratch[1]
+        need = int(around * itemsize[0] + inside * itemsize[1]) + columns.n_read * scratch[0] + scratch[1]
+        need += (
+            math.prod(chunks) * itemsize[0] + math.prod(columns.stored) * 4
+        )  # being decoded, being encoded
         smallest = need if smallest is None else min(need, smallest)
         if need > block_bytes:
             continue

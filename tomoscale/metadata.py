@@ -55,6 +55,8 @@ class ArrayInfo:
     codecs: tuple[dict[str, Any], ...]
     separator: str
     zarr_format: int
+    fill: float = 0.0
+    """What a chunk that is not stored means."""
     dimension_names: tuple[str | None, ...] | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
 
@@ -148,6 +150,7 @@ def _version3(folder: Path) -> ArrayInfo:
         codecs=tuple(codecs),
         separator=separator if key["name"] == "default" else f"v2{separator}",
         zarr_format=3,
+        fill=float(m.get("fill_value") or 0),
         dimension_names=tuple(names) if names else None,
         attributes=m.get("attributes", {}),
     )
@@ -188,6 +191,7 @@ def _version2(folder: Path) -> ArrayInfo:
         codecs=(),
         separator=m.get("dimension_separator", "."),
         zarr_format=2,
+        fill=float(m.get("fill_value") or 0),
         attributes=attributes_of(folder),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def open_volume(path: str | Path, *, allow_incomplete: bool = False) -> StoredVo
     if kind == "group":
         folder = folder / _array_of_group(path)
     volume = StoredVolume(folder, metadata.array_info(folder))
-    _refuse_unfinished(path, volume, allow_incomplete)
+    if not allow_incomplete:
+        _refuse_unfinished(path, volume)
     return volume
 
 
@@ -143,27 +145,31 @@ def arrays_of(group: Path) -> list[str]:
     return sorted(found)
 
 
-def _refuse_unfinished(path: Path, volume: StoredVolume, allow_incomplete: bool) -> None:
-    """Hold back a tomoscale result that is not complete, or that lost chunks since."""
-    if volume.group is None or allow_incomplete:
-        return
-    record = metadata.attributes_of(volume.group).get("tomoscale")
-    if record is None:
-        return
-    if not record.get("complete"):
+def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
+    """Hold back an array that was not written to its end, or that lost chunks since."""
+    record = metadata.attributes_of(volume.group).get("tomoscale") if volume.group else None
+    if record is not None and not record.get("complete"):
         raise TomoscaleError(
             f"{path}: its run is not finished; run the same command again to go on, or open with allow_incomplete"
         )
-    if volume.files is not None:
-        present = {
-            os.path.relpath(os.path.join(d, f), volume.path) for d, _, fs in os.walk(volume.path) for f in fs
-        }
-        missing = [k for k in volume.files.keys() if k not in present]
-        if missing:
-            raise TomoscaleError(
-                f"{path}: {len(missing)} of {int(np.prod(volume.files.grid))} chunks are missing, first {missing[0]}; "
-                "`tomoscale verify --repair` makes them again"
-            )
+    present = {
+        os.path.relpath(os.path.join(d, f), volume.path) for d, _, fs in os.walk(volume.path) for f in fs
+    }
+    if not any(not name.startswith(".z") and name != "zarr.json" for name in present):
+        raise TomoscaleError(f"{path}: holds no chunk at all; it was created and never written")
+    if volume.files is None:
+        return
+    missing = [k for k in volume.files.keys() if k not in present]
+    total = int(np.prod(volume.files.grid))
+    if missing and record is not None:
+        raise TomoscaleError(
+            f"{path}: {len(missing)} of {total} chunks are missing, first {missing[0]}; "
+            "`tomoscale verify --repair` makes them again"
+        )
+    if missing:
+        warnings.warn(
+            f"{path}: {len(missing)} of {total} chunks are not stored and read as {volume.info.fill}"
+        )
 
 
 # ---------------------------------------------------------------- creating

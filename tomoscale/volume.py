@@ -126,7 +126,7 @@ class StoredVolume(Volume):
     @functools.cached_property
     def files(self) -> ChunkFiles | None:
         """The chunk files, where the layout allows reading them directly."""
-        lost = None if self.is_ours else 0.0
+        lost = None if self.is_ours else self.info.fill
         return ChunkFiles.of(self.path, self.info, lost)
 
     @functools.cached_property
