@@ -85,7 +85,7 @@ def test_a_small_memory_cuts_the_frames_and_reads_their_windows(scan):
     assert_equal(computed(scarce), oracle.remove(frames, half_window=8, step=4))
 
 
-@pytest.mark.parametrize(("scheduler", "workers"), [("threads", 1), ("threads", 4), ("local", 2)])
+@pytest.mark.parametrize(("scheduler", "workers"), [(s, n) for s in ("threads", "local") for n in (1, 2, 4)])
 def test_result_does_not_depend_on_the_workers(scan, tmp_path, scheduler, workers):
     source = write_scan(tmp_path / "scan.zarr", scan, (16, 4, 23), omega=np.linspace(0, 360, len(scan)))
     with cluster.connect(scheduler, workers=workers) as connection, blocks.planned_for(10**9, 8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -137,6 +138,29 @@ def test_an_existing_result_stays_until_the_new_one_is_complete(scan, tmp_path, 
     np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
     run.write(copy(scan + 1), out, connection=one_thread, quiet=True, overwrite=True)
     np.testing.assert_array_equal(store.open_volume(out).whole(), scan + 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.zarr"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("call", range(3))
+def test_a_run_killed_while_it_finishes_goes_on(scan, tmp_path, one_thread, monkeypatch, call, overwrite):
+    out = tmp_path / "out.zarr"
+    if overwrite:
+        run.write(copy(scan + 1), out, connection=one_thread, quiet=True)
+    plain, calls = os.rename, []
+
+    def rename(*names):
+        calls.append(names)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        plain(*names)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with contextlib.suppress(KeyboardInterrupt):
+        run.write(copy(scan), out, connection=one_thread, quiet=True, overwrite=overwrite)
+    monkeypatch.setattr(os, "rename", plain)
+    run.write(copy(scan), out, connection=one_thread, quiet=True, overwrite=True)
+    np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.zarr"]
 
 

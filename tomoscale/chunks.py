@@ -256,13 +256,17 @@ def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
     """Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
     crc = 0
-    with open(temporary, "wb", buffering=0) as file:
-        for piece in pieces:
-            crc = google_crc32c.extend(crc, piece)
-            written = 0
-            while written < len(piece):
-                written += file.write(memoryview(piece)[written:])
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            for piece in pieces:
+                crc = google_crc32c.extend(crc, piece)
+                written = 0
+                while written < len(piece):
+                    written += file.write(memoryview(piece)[written:])
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     os.replace(temporary, path)
     stored = measure(path, key)
     if stored.length != sum(map(len, pieces)) or stored.crc != crc:

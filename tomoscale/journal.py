@@ -116,7 +116,7 @@ class Job:
             return
         same_host = owner.get("host") == socket.gethostname()
         alive = is_alive(owner) if same_host else age < STALE_AFTER_S
-        if alive and not (same_host and owner.get("pid") == os.getpid()):
+        if alive:
             raise TomoscaleError(
                 f"{self.target}: another run is writing it: process {owner.get('pid')} on {owner.get('host')} "
                 f"since {owner.get('since')}; wait for it or stop it"
@@ -140,7 +140,10 @@ class Job:
 
     def beat(self) -> None:
         """Show other hosts that this run is alive."""
-        os.utime(self.folder / "lock.json")
+        try:
+            os.utime(self.folder / "lock.json")
+        except FileNotFoundError:
+            raise TomoscaleError(f"{self.root}: was taken away while it was being written") from None
 
     def release(self) -> None:
         """Let another run take the output."""
@@ -162,17 +165,15 @@ class Job:
             array = self.root / name
             write_manifest(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
         store.write_json(self.root / "zarr.json", _group(attributes))
-        shutil.rmtree(self.folder)
-        sync_folder(self.root)
-        replaced = None
+        # The record goes last: until the result has its name, a killed run must be able to go on.
+        replaced = self.target.with_name(f".{self.target.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
         if self.target.exists():
-            replaced = self.target.with_name(f".{self.target.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)
             os.rename(self.target, replaced)
         os.rename(self.root, self.target)
         sync_folder(self.target.parent)
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(self.target / FOLDER)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     # ------------------------------------------------------------ blocks
 

@@ -136,7 +136,8 @@ class _Writing:
             files = self.create()
             done = self.job.finished() if resumed else {}
             if resumed:
-                self.say(f"going on where an earlier run stopped: {len(done)} objects are written")
+                n_objects = sum(map(len, done.values()))
+                self.say(f"going on where an earlier run stopped: {n_objects} objects are written")
             graph = self.result.graph()
             first = self.compute_first(graph, workers)
             for one in self.plan.passes:
