@@ -19,6 +19,7 @@ from skimage.filters import median as skimage_median
 
 from tomoscale import kernels
 from tomoscale.kernels import reference
+from tomoscale.kernels._median_3 import STRIP
 
 TYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
@@ -55,6 +56,25 @@ def test_networks_find_the_median_of_all_patterns_of_zeros_and_ones(size):
     patterns = (np.arange(size)[None, :, None] < sums[:, None, :]).astype(np.uint8)
     middle = kernels.frame_median(patterns, size)[:, size // 2, size // 2]
     assert_array_equal(middle, sums.sum(1) > size * size // 2)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_frames_wider_than_a_strip_are_one_frame(dtype):
+    frames = noise((1, 5, 2 * STRIP + 3), dtype)
+    expected = reference.frame_median(frames, 3)
+    assert_array_equal(kernels.frame_median(frames, 3), expected)
+    cleaned, zero = np.empty(frames.shape, np.float32), np.zeros(frames.shape, np.float32)
+    assert_array_equal(kernels.clean_frames(frames, None, None, zero, [0], 3, cleaned), expected)
+
+
+def test_medians_do_not_depend_on_where_a_block_begins_not_even_in_the_sign_of_zero():
+    frames = np.random.default_rng(0).choice(np.float32([-1, -0.0, 0, 1]), (1, 12, 40))
+    medians = kernels.frame_median(frames, 3)
+    assert not np.signbit(medians[medians == 0]).any()
+    for first in (1, 2, 3):
+        assert (
+            kernels.frame_median(frames[:, first:], 3)[:, 1:].tobytes() == medians[:, first + 1 :].tobytes()
+        )
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7])

@@ -7,12 +7,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled, part
-from tomoscale.kernels._frame_median import check_size, repeat_ends
+from tomoscale.kernels._frame_median import check_size
+from tomoscale.kernels._median_3 import STRIP, next_two, room
 from tomoscale.kernels._median_networks import median_row, spread_nan
+from tomoscale.kernels._rows import FITS, normalise_padded, normalise_row, store_row
 
 _TYPES = ("uint8", "uint16", "int16", "int32", "float32")
 _LIMITS = {"float32": (0.0, 0.0), "int32": (-(2.0**31), 2.0**31 - 1), "int16": (-(2.0**15), 2.0**15 - 1)}
-FITS, BEYOND, NAN = 0, 1, 2
 
 
 def normalise(
@@ -148,7 +149,9 @@ def clean_frames(
         raise ValueError(f"clean_frames: out {out.shape} at {crop} leaves the frames {frames.shape}")
     if out.size > 0:
         limits = _LIMITS[out.dtype.name]
-        k = _clean(frames, dark, scale, plain(background), window_of_frame, size, top, left, limits, out)
+        smooth = out if out.dtype == np.float32 else np.empty((1, *out.shape[1:]), np.float32)
+        given = (frames, dark, scale, plain(background), window_of_frame)
+        k = _clean(*given, size, top, left, limits, smooth, out)
         if k >= 0:
             raise ValueError(f"clean_frames: frame {k} holds NaN, which {out.dtype} cannot; use float32")
     return out
@@ -156,7 +159,7 @@ def clean_frames(
 
 def _checked(
     who: str, frames: NDArray, dark: NDArray | None, scale: ArrayLike | None
-) -> tuple[NDArray, NDArray[np.float64], NDArray[np.float32]]:
+) -> tuple[NDArray, NDArray, NDArray[np.float32]]:
     """Return contiguous frames, a dark image and factors; what is not given becomes 0 and 1, which change nothing."""
     if frames.dtype.name not in _TYPES:
         raise TypeError(f"{who}: frames are {frames.dtype}; need one of {', '.join(_TYPES)}")
@@ -170,7 +173,9 @@ def _checked(
     scale = np.ones(len(frames), np.float32) if scale is None else np.asarray(scale, np.float32)
     if scale.shape != (len(frames),):
         raise ValueError(f"{who}: scale has shape {scale.shape}; need ({len(frames)},)")
-    return plain(frames), plain(dark, np.float64), plain(scale)
+    single = dark.astype(np.float32)
+    fits = frames.dtype != np.int32 and np.array_equal(single, dark)
+    return plain(frames), plain(single if fits else dark, np.float32 if fits else np.float64), plain(scale)
 
 
 def _check_out(who: str, out: NDArray, shape: tuple[int, ...], types: tuple[str, ...]) -> None:
@@ -189,74 +194,72 @@ def _normalise(frames, dark, scale, limits, out):  # type: ignore[no-untyped-def
     fits = True
     for k in range(n_frames):
         for r in range(n_rows):
-            _normalise_row(frames[k, r], dark[min(r, dark.shape[0] - 1)], scale[k], zero, line)
-            fits &= _store_row(line, limits, out[k, r]) == FITS
+            normalise_row(frames[k, r], dark[min(r, dark.shape[0] - 1)], scale[k], zero, line)
+            fits &= store_row(line, limits, out[k, r]) == FITS
     return fits
 
 
 @compiled
-def _clean(frames, dark, scale, background, window_of_frame, size, top, left, limits, out):  # type: ignore[no-untyped-def]
-    """Return the first frame whose NaN does not fit `out`, or -1."""
-    _, n_rows, n_columns = frames.shape
-    n_frames, out_rows, out_columns = out.shape
+def _clean(frames, dark, scale, background, window_of_frame, size, top, left, limits, smooth, out):  # type: ignore[no-untyped-def]
+    """
+    Return the first frame whose NaN does not fit `out`, or -1.
+
+    `smooth` is where the float32 medians go: `out` itself if it is of that type, else room for one frame.
+    """
     half = size // 2
-    # Pixel i of a work row is column i + left - half of the block; [begin, end) of it lie within the block.
-    width = out_columns + 2 * half
-    begin, end = max(half - left, 0), min(width, n_columns - left + half)
-    columns = slice(begin + left - half, end + left - half)
-    ring = np.empty((size, width), np.float32)
-    work = np.empty_like(ring)
-    line = np.empty(out_columns, np.float32)
-    for k in range(n_frames):
-        level = background[window_of_frame[k]]
-        ready = max(top - half, 0)
-        last_nan = -size
-        for r in range(top, top + out_rows):
-            while ready <= min(r + half, n_rows - 1):
-                row = ring[ready % size]
-                inside = row[begin:end]
-                offset = dark[min(ready, dark.shape[0] - 1), columns]
-                if _normalise_row(frames[k, ready, columns], offset, scale[k], level[ready, columns], inside):
-                    last_nan = ready
-                repeat_ends(row, begin, end)
-                ready += 1
-            median_row(ring, r, n_rows - 1, size, work, line)
-            if last_nan >= r - half:
-                spread_nan(ring, r, n_rows - 1, size, line)
-            if _store_row(line, limits, out[k, r - top]) == NAN:
+    low, high = limits
+    ring = np.empty((size, out.shape[2] + 2 * half), np.float32)
+    columns = np.empty_like(ring)
+    waiting, new, spare = room(smooth)
+    for k in range(out.shape[0]):
+        given = (frames[k], dark, scale[k], background[window_of_frame[k]])
+        target = smooth[k % smooth.shape[0]]
+        if size == 3:
+            has_nan = _medians_of_3(given, top, left, waiting, new, spare, target)
+        else:
+            has_nan = _medians_of_any(given, top, left, size, ring, columns, target)
+        if has_nan:
+            if low < high:
                 return k
+            for r in range(max(top - half, 0), min(top + target.shape[0] + half, frames.shape[1])):
+                if normalise_padded(given, r, left - half, ring[0]):
+                    spread_nan(ring[0], r - top, half, target)
+        if low < high:
+            for r in range(target.shape[0]):
+                store_row(target[r], limits, out[k, r])
     return -1
 
 
 @part
-def _normalise_row(pixels, dark, scale, background, out):  # type: ignore[no-untyped-def]
-    """
-    Subtract, round, multiply, round, subtract, round; return whether a NaN is left.
-
-    The first difference is taken in float64: of float32 operands, rounding it twice gives what float32
-    arithmetic does.
-    """
-    n_nan = np.int32(0)  # as wide as a sample: with 64 bits the loop has half the lanes
-    for j in range(out.size):
-        value = np.float32(np.float64(pixels[j]) - dark[j]) * scale - background[j]
-        n_nan = np.int32(n_nan + (value != value))
-        out[j] = value
-    return n_nan > 0
+def _medians_of_3(given, top, left, waiting, new, spare, out):  # type: ignore[no-untyped-def]
+    """Clean one frame; return whether a NaN was met, which the medians lose."""
+    n_rows, n_columns = out.shape
+    last = min(top + n_rows, given[0].shape[0] - 1)
+    has_nan = False
+    for begin in range(0, n_columns, STRIP):
+        end = min(begin + STRIP, n_columns)
+        for r in range(-2, n_rows, 2):
+            for i in range(2):
+                nearest = min(max(top + r + 1 + i, 0), last)
+                has_nan |= normalise_padded(given, nearest, left + begin - 1, new[i, : end - begin + 2])
+            upper = out[r, begin:end] if r >= 0 else spare[0, : end - begin]
+            lower = out[r + 1, begin:end] if 0 <= r < n_rows - 1 else spare[1, : end - begin]
+            next_two(waiting, new[0], new[1], upper, lower)
+    return has_nan
 
 
 @part
-def _store_row(row, limits, out):  # type: ignore[no-untyped-def]
-    """Write a row in the type of `out`, integers rounded to even and cut to the limits; return what did not fit."""
-    low, high = limits
-    if low == high:
-        for j in range(row.size):
-            out[j] = row[j]
-        return FITS
-    whole = out.dtype.type
-    n_beyond = n_nan = 0
-    for j in range(row.size):
-        value = np.float64(np.rint(row[j]))  # in float64, as 2**31 - 1 is no float32
-        n_nan += value != value
-        n_beyond += value < low or value > high
-        out[j] = whole(min(max(value, low), high)) if value == value else whole(0)
-    return NAN if n_nan > 0 else (BEYOND if n_beyond > 0 else FITS)
+def _medians_of_any(given, top, left, size, ring, columns, out):  # type: ignore[no-untyped-def]
+    """Clean one frame; return whether a NaN was met, which the medians lose."""
+    half, last = size // 2, given[0].shape[0] - 1
+    ready = max(top - half, 0)
+    has_nan = False
+    for r in range(top, top + out.shape[0]):
+        if size == 1:
+            has_nan |= normalise_padded(given, r, left, out[r - top])
+            continue
+        while ready <= min(r + half, last):
+            has_nan |= normalise_padded(given, ready, left - half, ring[ready % size])
+            ready += 1
+        median_row(ring, r, last, size, columns, out[r - top])
+    return has_nan

@@ -36,6 +36,11 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
     return njit(no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a part into its caller, where it knows the sizes of arrays: for loops over many of them."""
+    return njit(no_cpython_wrapper=True, forceinline=True, **_OPTIONS)(function)
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel that Python calls: when first called with arguments of a type, or loaded from the cache."""
     versions: dict[tuple[Any, ...], Callable[..., Any]] = {}

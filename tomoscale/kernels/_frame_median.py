@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tomoscale.kernels._arrays import plain
-from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._median_3 import STRIP, next_two, room
 from tomoscale.kernels._median_networks import median_row, spread_nan
+from tomoscale.kernels._rows import copy_padded
 
 _TYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
@@ -31,7 +33,8 @@ def frame_median(frames: NDArray, size: int, out: NDArray | None = None) -> NDAr
     Returns
     -------
     (frame, row, column) array
-        As `scipy.ndimage.median_filter(frame, size, mode="nearest")`, and NaN where a neighbour is NaN.
+        As `scipy.ndimage.median_filter(frame, size, mode="nearest")`, and NaN where a neighbour is NaN;
+        zeros of 3 x 3 are positive.
 
     Raises
     ------
@@ -69,35 +72,28 @@ def _median_frames(frames, size, out):  # type: ignore[no-untyped-def]
     half = size // 2
     ring = np.empty((size, n_columns + 2 * half), frames.dtype)
     columns = np.empty_like(ring)
+    waiting, new, spare = room(frames)
     for k in range(n_frames):
-        ready = 0
-        last_nan = -size
-        for r in range(n_rows):
-            while ready <= min(r + half, n_rows - 1):
-                if copy_padded(frames[k, ready], ring[ready % size], half):
-                    last_nan = ready
-                ready += 1
-            median_row(ring, r, n_rows - 1, size, columns, out[k, r])
-            if last_nan >= r - half:
-                spread_nan(ring, r, n_rows - 1, size, out[k, r])
-
-
-@part
-def copy_padded(pixels, row, half):  # type: ignore[no-untyped-def]
-    """Write a row with its end pixels repeated `half` times; return whether it holds a NaN."""
-    inside = row[half : half + pixels.size]
-    n_nan = np.int32(0)  # as wide as a sample: with 64 bits the loop has half the lanes
-    for j in range(pixels.size):
-        inside[j] = pixels[j]
-        n_nan = np.int32(n_nan + (pixels[j] != pixels[j]))
-    repeat_ends(row, half, half + pixels.size)
-    return n_nan > 0
-
-
-@part
-def repeat_ends(row, begin, end):  # type: ignore[no-untyped-def]
-    """Fill a row outside [begin, end) with the nearest pixel inside."""
-    for j in range(begin):
-        row[j] = row[begin]
-    for j in range(end, row.size):
-        row[j] = row[end - 1]
+        frame, target = frames[k], out[k]
+        has_nan = False
+        if size == 3:
+            for begin in range(0, n_columns, STRIP):
+                end = min(begin + STRIP, n_columns)
+                for r in range(-2, n_rows, 2):
+                    for i in range(2):
+                        nearest = min(max(r + 1 + i, 0), n_rows - 1)
+                        has_nan |= copy_padded(frame[nearest], begin - 1, new[i, : end - begin + 2])
+                    upper = target[r, begin:end] if r >= 0 else spare[0, : end - begin]
+                    lower = target[r + 1, begin:end] if 0 <= r < n_rows - 1 else spare[1, : end - begin]
+                    next_two(waiting, new[0], new[1], upper, lower)
+        else:
+            ready = 0
+            for r in range(n_rows):
+                while ready <= min(r + half, n_rows - 1):
+                    has_nan |= copy_padded(frame[ready], -half, ring[ready % size])
+                    ready += 1
+                median_row(ring, r, n_rows - 1, size, columns, target[r])
+        if has_nan:
+            for r in range(n_rows):
+                if copy_padded(frame[r], -half, ring[0]):
+                    spread_nan(ring[0], r, half, target)

@@ -1,7 +1,7 @@
 """
-Medians of 3 x 3 and 5 x 5 neighbours as minima and maxima of whole rows.
+Medians of 5 x 5 neighbours as minima and maxima of whole rows, and of any more.
 
-First the samples above each other are sorted, once per column although three or five pixels use it; then a
+First the samples above each other are sorted, once per column although five pixels use it; then a
 network of comparisons picks the median out of the sorted columns. Nothing branches on the data, so that one
 vector instruction serves 16 pixels of float32.
 """
@@ -21,13 +21,7 @@ def median_row(ring, row, last, size, columns, out):  # type: ignore[no-untyped-
     `ring` holds row r in slot r % size, with size // 2 more pixels on either side than `out`. Rows before 0
     and after `last` repeat the nearest. `columns` is work space of the shape of `ring`.
     """
-    if size == 1:
-        for j in range(out.size):
-            out[j] = ring[0, j]
-    elif size == 3:
-        _sort_columns_3(ring, max(row - 1, 0) % 3, row % 3, min(row + 1, last) % 3, columns)
-        _median_of_columns_3(columns, out)
-    elif size == 5:
+    if size == 5:
         above, below = max(row - 1, 0) % 5, min(row + 1, last) % 5
         _sort_columns_5(ring, max(row - 2, 0) % 5, above, row % 5, below, min(row + 2, last) % 5, columns)
         _median_of_columns_5(columns, out)
@@ -38,11 +32,6 @@ def median_row(ring, row, last, size, columns, out):  # type: ignore[no-untyped-
 @part
 def _order(a, b):  # type: ignore[no-untyped-def]
     return min(a, b), max(a, b)
-
-
-@part
-def _median_3(a, b, c):  # type: ignore[no-untyped-def]
-    return max(min(a, b), min(max(a, b), c))
 
 
 @part
@@ -58,24 +47,6 @@ def _sort_5(a, b, c, d, e):  # type: ignore[no-untyped-def]
     d, e = _order(d, e)
     c, d = _order(c, d)
     return a, b, c, d, e
-
-
-@part
-def _sort_columns_3(ring, above, row, below, columns):  # type: ignore[no-untyped-def]
-    for j in range(columns.shape[1]):
-        small, large = _order(ring[above, j], ring[row, j])
-        rest, columns[2, j] = _order(large, ring[below, j])
-        columns[0, j], columns[1, j] = _order(small, rest)
-
-
-@part
-def _median_of_columns_3(columns, out):  # type: ignore[no-untyped-def]
-    """Take the median of the largest low, the median middle and the smallest high sample: the other six are off."""
-    for j in range(out.size):
-        low = max(columns[0, j], columns[0, j + 1], columns[0, j + 2])
-        middle = _median_3(columns[1, j], columns[1, j + 1], columns[1, j + 2])
-        high = min(columns[2, j], columns[2, j + 1], columns[2, j + 2])
-        out[j] = _median_3(low, middle, high)
 
 
 @part
@@ -142,11 +113,14 @@ def _median_any(ring, row, last, size, out):  # type: ignore[no-untyped-def]
 
 
 @part
-def spread_nan(ring, row, last, size, out):  # type: ignore[no-untyped-def]
-    """Make every median NaN that has one among its neighbours: minimum and maximum do not carry them along."""
-    half = size // 2
-    for r in range(max(row - half, 0), min(row + half, last) + 1):
-        for j in range(out.size):
-            for i in range(j, j + size):
-                near = ring[r % size, i]
-                out[j] = near if near != near else out[j]
+def spread_nan(line, row, half, out):  # type: ignore[no-untyped-def]
+    """
+    Make every median of a frame NaN that has one among its neighbours in this row: minimum and maximum lose them.
+
+    `line` has `half` more pixels on either side than `out`, and belongs at row `row` of it.
+    """
+    for r in range(max(row - half, 0), min(row + half + 1, out.shape[0])):
+        for j in range(out.shape[1]):
+            for i in range(j, j + 2 * half + 1):
+                near = line[i]
+                out[r, j] = near if near != near else out[r, j]
