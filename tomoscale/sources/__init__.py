@@ -99,9 +99,13 @@ def _scan(kind: str, paths: list[Path], dataset: str | None, role: roles.Role) -
         from tomoscale.sources.zarr_group import open_zarr
 
         return open_zarr(paths[0])
-    from tomoscale.sources.numpy_files import open_npy, open_npz
+    if kind == "npy":
+        from tomoscale.sources.numpy_files import open_npy
 
-    return open_npy(paths) if kind == "npy" else open_npz(paths, dataset, role)
+        return open_npy(paths)
+    from tomoscale.sources.npz_files import open_npz
+
+    return open_npz(paths, dataset, role)
 
 
 def stack_of(
