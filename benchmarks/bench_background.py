@@ -161,7 +161,7 @@ def main() -> None:
         print("; ".join(f"{n} {version(n)}" for n in names) + f"; Python {platform.python_version()}\n")
         print("| step | seconds | Mvoxel/s |\n|---|---|---|")
         print(
-            f"| NumPy and SciPy by definition, one core, in memory | {per_voxel * voxels:.0f} | {1e-6 / per_voxel:.2f} |"
+            f"| NumPy and SciPy by definition, one core | {per_voxel * voxels:.0f} | {1e-6 / per_voxel:.2f} |"
         )
         for name, s in seconds.items():
             print(f"| {name} | {s:.1f} | {voxels / s / 1e6:.0f} |")

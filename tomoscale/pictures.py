@@ -188,7 +188,7 @@ def _colour_bar(axes: Axes, drawn: Any, panel: Panel) -> None:
     beside = axes.inset_axes((1 + 0.1 / breadth, 0, 0.13 / breadth, 1))
     bar = axes.figure.colorbar(drawn, cax=beside, extend=extend, extendfrac=0.03)
     bar.set_label(panel.unit)
-    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.6)
     if panel.asinh:
         _decades(bar, panel)
 
