@@ -64,7 +64,18 @@ def sort_transposed(frames: NDArray, step: int) -> NDArray:
     columns = frames[100 : 101 + 2 * HALF_WINDOW].reshape(
         -1, 2 * HALF_WINDOW + 1
     )  # the same samples, other pixels
-    return np.concatenate([np.sort(columns, axis=1)[:, HALF_WINDOW] for _ in range(10)])
+    room, medians = np.empty_like(columns), []
+    for _ in range(10):
+        room[:] = columns  # np.sort would ask the system for this memory each time: up to three times as slow
+        room.sort(axis=1)
+        medians.append(room[:, HALF_WINDOW].copy())
+    return np.concatenate(medians)
+
+
+def transpose_and_sort(frames: NDArray, step: int) -> NDArray:
+    """The same with the transposition by NumPy, as one would write it: one window of every pixel."""
+    window = frames[100 : 101 + 2 * HALF_WINDOW].reshape(2 * HALF_WINDOW + 1, -1)
+    return np.sort(np.ascontiguousarray(window.T), axis=1)[:, HALF_WINDOW]
 
 
 def bottleneck_dense(frames: NDArray, step: int) -> NDArray:
@@ -83,6 +94,7 @@ def scipy_dense(frames: NDArray, step: int) -> NDArray:
 METHODS: dict[str, Callable[[NDArray, int], NDArray]] = {
     "numpy.median": numpy_median,
     "numpy.sort, transposed": sort_transposed,
+    "transpose, numpy.sort": transpose_and_sort,
     "bottleneck.move_median": bottleneck_dense,
     "scipy.ndimage, 1D": scipy_dense,
     "tomoscale": ours,
