@@ -47,6 +47,18 @@ def test_frames_are_normalised_by_their_margin_after_the_dark(scan, ranking):
     assert_equal(got, oracle.remove(scan, dark=dark, margin=border(scan.shape[1:], 3), **options))
 
 
+@pytest.mark.parametrize("ranking", ["fixed", "exact"])
+@pytest.mark.parametrize("dtype", ["int8", "uint32", "int64", "float16", "float64", ">u2", ">f4"])
+def test_every_type_of_frame_becomes_float32_after_the_dark(dtype, ranking):
+    frames = (small_scan(dtype="int16") // (8 if dtype == "int8" else 1)).astype(dtype)
+    if dtype in ("uint32", "int64"):
+        frames += 2**24 + 1
+    dark = np.full(frames.shape[1:], frames.min() - 40.5, np.float64)
+    options = {"half_window": 12, "step": 6, "ranking": ranking}
+    got = computed(background.remove(frames, dark=dark, **options))
+    assert_equal(got, oracle.remove(frames.astype(frames.dtype.newbyteorder("=")), dark=dark, **options))
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(3, 60), st.integers(1, 9), st.integers(1, 9), st.integers(1, 70), st.integers(1, 70),

@@ -17,6 +17,7 @@ from tomoscale.clean import (
     Options,
     Windows,
     clean_columns,
+    is_ranked,
     median_image,
     prepare,
 )
@@ -138,7 +139,10 @@ def remove(
         (frames.chunks[0], frames.chunks[1], frames.chunks[2]),
         halo=(half_window + step, reach, reach),
         step=step,
-        itemsize=(frames.dtype.itemsize, _bytes_per_voxel(step, hot_pixels, np.dtype(dtype))),
+        itemsize=(
+            frames.dtype.itemsize + _bytes_of_copy(frames.dtype),
+            _bytes_per_voxel(step, hot_pixels, np.dtype(dtype)),
+        ),
         scratch=(FRAME_SCRATCH, SCRATCH),
         block_bytes=blocks.resources().block_bytes,
         threads=blocks.resources().threads,
@@ -180,9 +184,16 @@ def _dark_of(frames: Any, dark: Any) -> Any:
         )
     some = tuple(slice(0, min(n, c, 256)) for n, c in zip(frames.shape, frames.chunks, strict=True))
     raw = frames.read((slice(0, 1), *some[1:]))[0].astype(np.float64)
-    if np.median(raw) < np.median(median_image(dark.read((*_every(dark), *some[1:])))):
+    image = median_image(dark.read((*_every(dark), *some[1:])))
+    # Where hardly any light falls a dark may well be a count above the frame; a flat is far above it.
+    if np.median(image) > 1.25 * np.median(raw) + 10:
         raise TomoscaleError("background.remove: the dark is brighter than the frames; is it a flat?")
     return dark
+
+
+def _bytes_of_copy(dtype: np.dtype) -> int:
+    """Count the float32 copy of a voxel of a type that kernels do not rank."""
+    return 0 if is_ranked(dtype) else 4
 
 
 def _bytes_per_voxel(step: int, hot_pixels: bool, dtype: np.dtype) -> float:
@@ -235,7 +246,8 @@ def _clean_all(
     }
     if options.hot_pixels:
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
-    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + (options.hot_pixels and fields["frames"].block_bytes)
+    copies = _bytes_of_copy(frames.dtype) + (4 if options.hot_pixels else 0)
+    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + cut.around * copies
     return blocks.map_blocks(clean_columns, arguments, fields, small=small, scratch=scratch)
 
 

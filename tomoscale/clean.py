@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tomoscale import kernels
+from tomoscale.grid import spans
 
 STRIP = 512
 """Pixels normalised at a time before they are ranked: their column of frames stays in the L3 cache."""
@@ -47,8 +48,7 @@ def clean_columns(
     level: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Return the cleaned frames of a block, its backgrounds and, on request, its hot pixels."""
-    raw = np.asarray(raw, _ranked_type(raw.dtype))
-    offset = None if dark is None else median_image(dark)
+    raw, offset = _ranked(raw, None if dark is None else median_image(dark))
     scale = None
     if level is not None:
         scale = (level.mean() / level).astype(np.float32)[where.first : where.first + len(raw)]
@@ -78,13 +78,19 @@ def clean_columns(
     return out, background[:, *own].copy(), hot[:, *own].astype(np.uint8)
 
 
-def _ranked_type(dtype: np.dtype) -> np.dtype:
-    """Return the type in which frames are ranked: their own where a kernel knows it."""
-    native = dtype.newbyteorder("=")
-    known = ("uint8", "uint16", "int16", "int32", "float32")
-    if native.name in known:
-        return native
-    return np.dtype("i2") if native.name == "int8" else np.dtype("f4")
+def is_ranked(dtype: np.dtype) -> bool:
+    """Tell whether kernels rank this type as it is; others become float32 first, in a copy of the block."""
+    return dtype.newbyteorder("=").name in ("uint8", "uint16", "int16", "int32", "float32")
+
+
+def _ranked(raw: np.ndarray, dark: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return frames of a type that kernels rank, and the dark that is still to be subtracted."""
+    if is_ranked(raw.dtype):
+        return raw, dark
+    single = np.empty(raw.shape, np.float32)
+    for few in spans(len(raw), 16):  # a whole block in float64 would not be within the plan
+        single[few] = raw[few] if dark is None else raw[few].astype(np.float64) - dark
+    return single, None
 
 
 def prepare(raw: np.dtype, dark: np.dtype | None, normalised: bool, options: Options) -> None:
@@ -106,9 +112,8 @@ def _backgrounds(
     raw: np.ndarray, dark: np.ndarray | None, scale: np.ndarray | None, where: Windows, ranking: str
 ) -> np.ndarray:
     """Return the median of every window, strip by strip where frames must be normalised first."""
-    if dark is None and scale is None:
-        values = np.rint(raw) if ranking == "fixed" and raw.dtype.kind == "f" else raw
-        return kernels.moving_median_windows(values, where.starts, where.stops)
+    if dark is None and scale is None and (ranking == "exact" or raw.dtype.kind != "f"):
+        return kernels.moving_median_windows(raw, where.starts, where.stops)
     rows, width = raw.shape[1:]
     out = np.empty((len(where.starts), rows, width), np.float32)
     tall = max(1, STRIP // width)
