@@ -17,6 +17,7 @@ from tomoscale.errors import TomoscaleError
 def folder(tmp_path, monkeypatch, scan):
     write_scan(tmp_path / "scan.zarr", scan, (30, 5, 23), dark=np.full(scan.shape[1:], 90, np.uint16))
     write_array(tmp_path / "image.zarr", scan[0])
+    write_array(tmp_path / "flat.zarr", np.full(scan.shape[1:], 60000, np.uint16))
     (tmp_path / "text").write_text("hello")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -89,7 +90,7 @@ BAD = {
     "roi words": ("background scan.zarr --roi a:b,0:3,0:3", "range 'a:b'; expected start:stop"),
     "scheduler": ("background scan.zarr --scheduler cloud", "scheduler 'cloud'; expected local, threads"),
     "plain tcp": ("background scan.zarr --scheduler tcp://10.1.2.3:8786", "not encrypted; use tls://"),
-    "dark shape": ("background scan.zarr --dark scan.zarr/frames", "bright"),
+    "flat as dark": ("background scan.zarr --dark flat.zarr", "brighter than the frames"),
     "output": ("background scan.zarr -o missing/out.zarr", "does not exist; create it first"),
     "onto input": ("background scan.zarr -o scan.zarr", "in, on or around the input"),
     "verify": ("verify scan.zarr", "not a result of tomoscale"),

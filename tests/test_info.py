@@ -93,7 +93,7 @@ def test_writer_of_an_unfinished_run_is_named(unfinished, alive):
         "started": process.create_time() if alive else 1.0,
         "since": "2026-11-21 06:00:00",
     }
-    (unfinished.with_name("x.zarr.incomplete") / ".tomoscale" / "lock.json").write_text(json.dumps(owner))
+    unfinished.with_name(".x.zarr.lock").write_text(json.dumps(owner))
     text = info.show(unfinished)
     assert f"process {process.pid} on {socket.gethostname()} writes it since 2026-11-21 06:00:00" in text
     assert ("is gone" in text) is not alive

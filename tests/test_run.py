@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
-from conftest import small_scan, write_scan
+from conftest import small_scan, write_array, write_scan
 
 from tomoscale import background, blocks, cluster, journal, run, store, worker
+from tomoscale import lock as locks
 from tomoscale.blocks import Field
-from tomoscale.errors import BlocksFailedError, TomoscaleError
+from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
 from tomoscale.operation import operation
 from tomoscale.parameters import Volume
 
@@ -116,17 +118,57 @@ def test_a_resumed_run_computes_only_what_is_missing_or_damaged(scan, tmp_path, 
 
 def test_a_second_run_on_the_same_output_is_refused_by_name(scan, tmp_path, one_thread):
     out = tmp_path / "out.zarr"
-    job = journal.Job(out)
-    result = copy(scan)
-    job.begin(run._Writing(run.Result.of(result), out, True).header())
-    lock = job.folder / "lock.json"
-    owner = json.loads(lock.read_text())
+    lock = journal.Job(out).lock
     parent = os.getppid()
-    lock.write_text(json.dumps({**owner, "pid": parent, "started": journal._started(parent)}))
+    owner = {**locks.myself(), "pid": parent, "started": locks.started(parent)}
+    lock.write_text(json.dumps(owner))
+    result = copy(scan)
     with pytest.raises(TomoscaleError, match=f"another run is writing it: process {parent} on"):
         run.write(result, out, connection=one_thread, quiet=True)
-    lock.write_text(json.dumps({**owner, "pid": parent, "started": 1.0}))
+    assert lock.exists()
+    lock.write_text(json.dumps({**owner, "started": 1.0}))
     run.write(result, out, connection=one_thread, quiet=True)
+    assert not lock.exists()
+
+
+def test_of_many_runs_that_begin_at_once_one_gets_the_output(tmp_path):
+    job = journal.Job(tmp_path / "out.zarr")
+    job.lock.write_text(json.dumps({**locks.myself(), "started": 1.0}))
+
+    def begin(_):
+        try:
+            return job.begin({"operation": "x"}) is not None
+        except TomoscaleError:
+            return False
+
+    with ThreadPoolExecutor(16) as threads:
+        assert sum(threads.map(begin, range(16))) == 1
+
+
+def test_a_result_that_lacks_an_object_is_not_called_complete(scan, tmp_path, one_thread, monkeypatch):
+    plain = journal.Job.finished
+
+    def forgetful(job):
+        found = plain(job)
+        found.get("volume", {}).pop("c/0/3/0", None)
+        return found
+
+    monkeypatch.setattr(journal.Job, "finished", forgetful)
+    with pytest.raises(DamagedError, match="1 objects of volume were never recorded"):
+        run.write(copy(scan), tmp_path / "out.zarr", connection=one_thread, quiet=True)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_another_dark_beside_the_frames_does_not_go_on_with_an_unfinished_run(scan, tmp_path, monkeypatch):
+    dark = np.full(scan.shape[1:], 90, np.uint16)
+    source = write_scan(tmp_path / "scan.zarr", scan, (30, 5, 23), dark=dark)
+    with monkeypatch.context() as broken:
+        broken.setattr(worker, "compute", lambda graph, keys: 1 / 0)
+        with pytest.raises(BlocksFailedError):
+            run.write(background.remove(source, step=9), tmp_path / "out.zarr", quiet=True)
+    write_array(source / "dark", dark + 5)
+    with pytest.raises(TomoscaleError, match=r"inputs.dark.sample was"):
+        run.write(background.remove(source, step=9), tmp_path / "out.zarr", quiet=True)
 
 
 def test_an_existing_result_stays_until_the_new_one_is_complete(scan, tmp_path, one_thread):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,6 @@ from tomoscale.clean import (
     Windows,
     clean_columns,
     is_ranked,
-    median_image,
     prepare,
 )
 from tomoscale.columns import Columns
@@ -26,6 +26,9 @@ from tomoscale.errors import TomoscaleError
 from tomoscale.margin import margin_level, margin_of
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Edge, Rect, Volume, Width
+
+MUCH_READING = 8.0
+"""Times that a scan is decoded before it is worth to lay it out anew first."""
 
 
 class Cleaned(NamedTuple):
@@ -147,13 +150,21 @@ def remove(
         block_bytes=blocks.resources().block_bytes,
         threads=blocks.resources().threads,
     )
+    _warn_of_chunks(frames, cut)
     level = margin_level(frames, offset, where)
     options = Options(ranking, smoothing, hot_pixels, np.dtype(dtype))
     made = _clean_all(frames, offset, level if where else None, cut, half_window, options)
     ready = functools.partial(
         prepare, frames.dtype, None if offset is None else offset.dtype, where is not None, options
     )
-    blocks.state(made["frames"], image="scan", carried=_carried(frames, offset), prepare=ready)
+    beside = _beside(frames, offset)
+    blocks.state(
+        made["frames"],
+        image="scan",
+        carried={name: blocks.copied(volume) for name, volume in beside.items()},
+        beside={name: volume.identity() for name, volume in beside.items()},
+        prepare=ready,
+    )
     result = Cleaned(made["frames"], made["background"], level)
     return CleanedHot(*result, made["hot"]) if hot_pixels else result
 
@@ -182,13 +193,29 @@ def _dark_of(frames: Any, dark: Any) -> Any:
         raise TomoscaleError(
             f"background.remove: dark has shape {dark.shape}, frames have {frames.shape[1:]}; crop the dark"
         )
-    some = tuple(slice(0, min(n, c, 256)) for n, c in zip(frames.shape, frames.chunks, strict=True))
-    raw = frames.read((slice(0, 1), *some[1:]))[0].astype(np.float64)
-    image = median_image(dark.read((*_every(dark), *some[1:])))
+    middle, pixels = frames.shape[0] // 2, tuple(slice(0, n) for n in frames.shape[1:])
+    raw = frames.read((slice(middle, middle + 1), *pixels))
+    image = dark.read((slice(0, 1), *pixels) if dark.ndim == 3 else pixels)
     # Where hardly any light falls a dark may well be a count above the frame; a flat is far above it.
     if np.median(image) > 1.25 * np.median(raw) + 10:
         raise TomoscaleError("background.remove: the dark is brighter than the frames; is it a flat?")
     return dark
+
+
+def _beside(frames: Any, dark: Any) -> dict[str, Any]:
+    """Return what the output keeps of the input: the dark that is used, and the rotation angles."""
+    kept = {"dark": dark, "omega": frames.sibling("omega")}
+    return {name: volume for name, volume in kept.items() if volume is not None}
+
+
+def _warn_of_chunks(frames: Any, cut: Columns) -> None:
+    """Say when the layout of the input makes a run read far more than the scan."""
+    times = cut.decoded((frames.chunks[0], frames.chunks[1], frames.chunks[2])) / math.prod(frames.shape)
+    if times > MUCH_READING and times * frames.nbytes > 10**10:
+        warnings.warn(
+            f"chunks of {frames.chunks} are decoded {times:.0f} times each on average; `tomoscale convert` lays the "
+            "scan out so that it is read about twice"
+        )
 
 
 def _bytes_of_copy(dtype: np.dtype) -> int:
@@ -204,12 +231,6 @@ def _bytes_per_voxel(step: int, hot_pixels: bool, dtype: np.dtype) -> float:
 def _every(dark: Any) -> tuple[slice, ...]:
     """Return the leading part of a dark's window: all of a stack, nothing for an image."""
     return (slice(0, dark.shape[0]),) if dark.ndim == 3 else ()
-
-
-def _carried(frames: Any, dark: Any) -> dict[str, Any]:
-    """Return what the output keeps of the input: the dark that was used, and the rotation angles."""
-    kept = {"dark": dark, "omega": frames.sibling("omega")}
-    return {name: blocks.copied(volume) for name, volume in kept.items() if volume is not None}
 
 
 def _clean_all(

@@ -247,19 +247,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from tomoscale import schedule
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
     try:
         with schedule.interruptible():
             result = build()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except InterruptedRunError as error:
+        _say(error)
+        sys.stdout.flush()
+        # Workers see that we are gone; an orderly farewell may take them longer than is left.
+        os._exit(error.exit_status)
     except (TomoscaleError, cyclopts.CycloptsError) as error:
         _say(error)
-        status = getattr(error, "exit_status", 2)
-        if isinstance(error, InterruptedRunError):
-            sys.stdout.flush()
-            os._exit(
-                status
-            )  # workers see that we are gone; an orderly farewell may take them longer than is left
-        return status
+        return getattr(error, "exit_status", 2)
+    except OSError as error:
+        _say(f"{error.filename or 'storage'}: {error.strerror or error}")
+        return 2
     if result is not None:
         _print(json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result))
     return 0

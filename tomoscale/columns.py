@@ -196,15 +196,15 @@ def _together(stored: tuple[int, int, int], step: int) -> int:
 
 def _frames_in_step(step: int) -> int:
     """
-    Return frames per chunk, about 64, such that few chunks make whole steps.
+    Return frames per chunk, about 64 where the step has such a divisor, so that few chunks make whole steps.
 
     >>> [_frames_in_step(s) for s in (1, 25, 50, 250, 499)]
-    [64, 75, 50, 50, 64]
+    [64, 75, 50, 50, 499]
     """
     if step <= 96:
         return step * max(1, round(64 / step))
     divisors = [d for d in range(32, 129) if step % d == 0]
-    return min(divisors, key=lambda d: abs(d - 64), default=64)
+    return min(divisors, key=lambda d: abs(d - 64), default=step)
 
 
 def _multiples(size: int, edge: int) -> list[int]:

@@ -21,7 +21,12 @@ class DamagedError(TomoscaleError):
     exit_status = 3
 
 
-class InterruptedRunError(TomoscaleError):
-    """A signal stopped the run; what is finished is kept and the same command goes on."""
+class InterruptedRunError(BaseException):
+    """
+    A signal stopped the run; what is finished is kept and the same command goes on.
+
+    Like `KeyboardInterrupt` it is no `Exception`: it may be raised anywhere, and no handler of ordinary errors
+    may take it for one of them.
+    """
 
     exit_status = 75

@@ -13,7 +13,8 @@ from typing import Any
 
 from tomoscale import metadata, store
 from tomoscale.errors import TomoscaleError
-from tomoscale.journal import MANIFEST, STALE_AFTER_S, Job, is_alive, read_manifest
+from tomoscale.journal import MANIFEST, Job, read_manifest
+from tomoscale.lock import STALE_AFTER_S, is_alive
 from tomoscale.metadata import ArrayInfo
 from tomoscale.operation import command
 from tomoscale.progress import human_bytes, human_time
@@ -181,7 +182,7 @@ def _run(job: Job) -> dict[str, Any]:
 
 def _writer(job: Job) -> dict[str, Any] | None:
     """Return who holds an unfinished result, and whether that process still runs."""
-    lock = job.folder / "lock.json"
+    lock = job.lock
     try:
         owner = json.loads(lock.read_bytes())
         age = time.time() - lock.stat().st_mtime

@@ -1,9 +1,9 @@
 """
 The job beside an unfinished result: what is being made, who makes it, and which blocks are finished.
 
+    .out.zarr.lock                host and process of the run that writes now
     out.zarr.incomplete/.tomoscale/
         job.json                  operation, parameters, inputs, versions, arrays: the fingerprint
-        lock.json                 host and process of the run that writes now
         once-N.npy                small results that every block needs
         blocks-HOST-PID-T.jsonl   one line per finished block, one file per worker process
 
@@ -26,14 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import store
-from tomoscale.chunks import PARTIAL, Stored, measure, sync_folder
-from tomoscale.errors import TomoscaleError
+from tomoscale import lock, store
+from tomoscale.chunks import PARTIAL, ChunkFiles, Stored, measure, sync_folder
+from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.metadata import read_json
 
 FOLDER = ".tomoscale"
 MANIFEST = ".manifest.jsonl"
-STALE_AFTER_S = 120
 
 Record = dict[str, list[Stored]]
 """Field -> its stored objects, of one block."""
@@ -85,9 +84,16 @@ class Job:
         TomoscaleError
             Another run is writing, or an earlier one had another fingerprint.
         """
+        lock.take(self.lock, self.target)
+        try:
+            return self._begin(header, overwrite)
+        except BaseException:
+            self.release()
+            raise
+
+    def _begin(self, header: Mapping[str, Any], overwrite: bool) -> bool:
         resumed = False
         if (self.folder / "job.json").is_file():
-            self._refuse_while_locked()
             differences = _differences(read_json(self.folder / "job.json"), json.loads(json.dumps(header)))
             if differences and not overwrite:
                 raise TomoscaleError(
@@ -100,56 +106,30 @@ class Job:
                 raise TomoscaleError(f"{self.root}: exists and is not an unfinished run; move it away")
             shutil.rmtree(self.root)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        if self.target.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
         if resumed:
             self._sweep()
         else:
             store.write_json(self.folder / "job.json", header)
         return resumed
 
-    def _refuse_while_locked(self) -> None:
-        lock = self.folder / "lock.json"
-        try:
-            owner = json.loads(lock.read_bytes())
-            age = time.time() - lock.stat().st_mtime
-        except (OSError, ValueError):
-            return
-        same_host = owner.get("host") == socket.gethostname()
-        alive = is_alive(owner) if same_host else age < STALE_AFTER_S
-        if alive:
-            raise TomoscaleError(
-                f"{self.target}: another run is writing it: process {owner.get('pid')} on {owner.get('host')} "
-                f"since {owner.get('since')}; wait for it or stop it"
-            )
+    @property
+    def lock(self) -> Path:
+        """Who writes now; beside the result, since the result's folder may be replaced."""
+        return self.target.with_name(f".{self.target.name}.lock")
 
-    def _lock(self) -> None:
-        owner = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        lock = self.folder / "lock.json"
-        lock.unlink(missing_ok=True)  # what `_refuse_while_locked` let pass is stale
-        try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            raise TomoscaleError(f"{self.target}: another run took it in this moment") from None
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(owner, file)
+    @property
+    def _replaced(self) -> Path:
+        return self.target.with_name(f".{self.target.name}.replaced")
 
     def beat(self) -> None:
         """Show other hosts that this run is alive."""
-        try:
-            os.utime(self.folder / "lock.json")
-        except FileNotFoundError:
-            raise TomoscaleError(f"{self.root}: was taken away while it was being written") from None
+        lock.beat(self.lock)
 
     def release(self) -> None:
         """Let another run take the output."""
-        if not self.folder.is_dir():
-            return
-        (self.folder / "lock.json").unlink(missing_ok=True)
+        lock.release(self.lock)
 
     def _sweep(self) -> None:
         """Remove what killed writers left."""
@@ -158,22 +138,40 @@ class Job:
                 if name.endswith(PARTIAL):
                     (Path(folder) / name).unlink(missing_ok=True)
 
-    def finish(self, fields: Iterable[str], attributes: Mapping[str, Any]) -> None:
-        """Turn the record into manifests, mark the result complete and give it its name, in this order."""
+    def finish(self, files: Mapping[str, ChunkFiles], attributes: Mapping[str, Any]) -> None:
+        """
+        Turn the record into manifests, mark the result complete and give it its name, in this order.
+
+        Parameters
+        ----------
+        files : mapping of str to ChunkFiles
+            All arrays of the result.
+        attributes : mapping
+            Of the complete group.
+
+        Raises
+        ------
+        DamagedError
+            The record lacks an object: nothing is called complete that is not.
+        """
         done = self.finished()
-        for name in fields:
+        for name, of_array in files.items():
+            lacking = set(of_array.keys()) - set(done.get(name, ()))
+            if lacking:
+                raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
             array = self.root / name
             write_manifest(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
         store.write_json(self.root / "zarr.json", _group(attributes))
         # The record goes last: until the result has its name, a killed run must be able to go on.
-        replaced = self.target.with_name(f".{self.target.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
         if self.target.exists():
-            os.rename(self.target, replaced)
+            os.rename(self.target, self._replaced)
         os.rename(self.root, self.target)
         sync_folder(self.target.parent)
-        shutil.rmtree(self.target / FOLDER)
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(
+            self.target / FOLDER, ignore_errors=True
+        )  # files that are open elsewhere may stay on NFS
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
     # ------------------------------------------------------------ blocks
 
@@ -273,23 +271,6 @@ def _journal_of_this_process(folder: Path) -> int:
 
 def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-
-
-def _started(pid: int) -> float | None:
-    """Return when a process started, to tell it from a later one of the same number; None if it is no more."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 1)
-    except psutil.Error:
-        return None
-
-
-def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Tell whether the process that a lock names still runs on this machine."""
-    started = _started(int(owner.get("pid", 0)))
-    return started is not None and abs(started - float(owner.get("started") or 0)) < 2
 
 
 def _differences(then: Any, now: Any, name: str = "") -> list[str]:

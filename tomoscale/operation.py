@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 
 from tomoscale import blocks, store
+from tomoscale._version import __version__
 from tomoscale.parameters import Volume, checked, name_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+VERSIONED = ("dask", "numba", "numcodecs", "numpy", "zarr")
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def _stamp(result: Any, origin: Origin) -> None:
     for array in _lazy(result):
         stated = blocks.facts(array)
         known = replace(origin, **{n: stated[n] for n in ("inputs", "history") if n in stated})
+        known = replace(known, inputs={**stated.get("beside", {}), **known.inputs})
         blocks.state(array, origin=known)
 
 
@@ -135,3 +140,12 @@ def _lazy(result: Any) -> Iterator[Any]:
     for value in fields_of(result).values():
         if hasattr(value, "dask"):
             yield value
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {
+        "tomoscale": __version__,
+        "python": platform.python_version(),
+        **{n: version(n) for n in VERSIONED},
+    }

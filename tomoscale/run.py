@@ -9,29 +9,25 @@ run that is stopped at any moment goes on where it was.
 
 from __future__ import annotations
 
-import platform
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tomoscale import blocks, cluster, schedule, store, worker
-from tomoscale._version import __version__
 from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
 from tomoscale.errors import TomoscaleError
 from tomoscale.journal import Job
+from tomoscale.operation import versions
 from tomoscale.plan import Plan, check_place
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
 from tomoscale.schedule import Task, execute
-
-VERSIONED = ("dask", "numba", "numcodecs", "numpy", "zarr")
 
 
 def write(
@@ -82,7 +78,7 @@ def write(
     writing = _Writing(Result.of(result), target, quiet)
     inputs = [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i]
     check_place(target, [store.outermost_group(i) or i for i in inputs])
-    if target.exists() and not overwrite:
+    if target.exists() and not overwrite and not dry_run:
         raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
     with schedule.interruptible(), cluster.current(connection) as workers:
         writing.say(writing.plan.describe(workers, target))
@@ -140,15 +136,16 @@ class _Writing:
                 self.say(f"going on where an earlier run stopped: {n_objects} objects are written")
             graph = self.result.graph()
             first = self.compute_first(graph, workers)
-            for one in self.plan.passes:
-                self.execute(one, list(self.tasks(one, graph, files, done)), workers, keep_going)
+            for number, one in enumerate(self.plan.passes, 1):
+                later = sum(p.n_blocks for p in self.plan.passes[number:])
+                self.execute(one, list(self.tasks(one, graph, files, done)), workers, keep_going, later)
             for name, array in {**first, **self.result.small}.items():
                 self.job.append(name, {name: files[name].write((0,) * array.ndim, array)})
             self.write_tables()
-            self.job.finish(list(self.result.arrays), self.attributes())
-        except BaseException:
+            with schedule.interruptible() as signals, signals.noted():
+                self.job.finish(files, self.attributes())
+        finally:
             self.job.release()
-            raise
         self.say(
             f"complete: {self.job.target} ({time.monotonic() - self.begin:.1f} s, "
             f"at most {human_bytes(self.peak_bytes)} per worker)"
@@ -217,7 +214,9 @@ class _Writing:
                         parts[task.label] = part
                         progress.advance()
 
-                    execute(tasks, workers, done, tick=self.job.beat).check(self.origin.operation)
+                    execute(tasks, workers, done, tick=self.job.beat).check(
+                        self.origin.operation, self.plan.n_blocks
+                    )
                 kept = blocks.assemble(array.numblocks, [parts[label] for label in indices])
                 self.job.keep_once(number, kept)
             graph[key] = kept
@@ -251,7 +250,9 @@ class _Writing:
 
             yield Task(worker.name_of_block(one, index), make)
 
-    def execute(self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool) -> None:
+    def execute(
+        self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool, later: int
+    ) -> None:
         title = f"{self.origin.operation}: {', '.join(one.arrays)}"
         block_bytes = one.cost.written / max(1, len(tasks))
         with Progress(title, len(tasks), block_bytes=block_bytes, quiet=self.quiet) as progress:
@@ -267,7 +268,7 @@ class _Writing:
                 tick=self.job.beat,
                 keep_going=keep_going,
             )
-        outcome.check(self.origin.operation)
+        outcome.check(self.origin.operation, later)
 
     def write_tables(self) -> None:
         """Write the tables beside the output."""
@@ -307,12 +308,3 @@ class _Writing:
             return 1.0, 1.0, 1.0
         omega = store.open_volume(self.job.root / "omega", allow_incomplete=True).whole()
         return (float(omega[-1] - omega[0]) / max(1, len(omega) - 1) or 1.0), 1.0, 1.0
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    return {
-        "tomoscale": __version__,
-        "python": platform.python_version(),
-        **{n: version(n) for n in VERSIONED},
-    }

@@ -83,9 +83,16 @@ class Outcome:
     interrupted: str | None = None
     left: int = 0
 
-    def check(self, who: str) -> None:
+    def check(self, who: str, later: int = 0) -> None:
         """
         Turn what went wrong into the error that says so.
+
+        Parameters
+        ----------
+        who : str
+            The operation.
+        later : int
+            Tasks that were to come after these.
 
         Raises
         ------
@@ -98,7 +105,7 @@ class Outcome:
         """
         if self.interrupted:
             raise InterruptedRunError(
-                f"{self.interrupted}: {self.left} blocks are left; run the same command again to go on"
+                f"{self.interrupted}: {self.left + later} blocks are left; run the same command again to go on"
             )
         if not self.failed:
             return
@@ -108,8 +115,8 @@ class Outcome:
         shown = [f"{label}: {_one_line(e)}" for label, e in itertools.islice(self.failed.items(), SHOWN)]
         more = f" (first {SHOWN} shown)" if len(self.failed) > SHOWN else ""
         raise BlocksFailedError(
-            f"{who}: {len(self.failed)} blocks failed{more}, {self.left} are left, the same command goes on there: "
-            f"{'; '.join(shown)}"
+            f"{who}: {len(self.failed)} blocks failed{more}, {self.left + later} are left, the same command goes on "
+            f"there: {'; '.join(shown)}"
         )
 
 

@@ -95,7 +95,7 @@ def open_volume(path: str | Path, *, allow_incomplete: bool = False) -> StoredVo
     TomoscaleError
         Nothing readable there, or an unfinished result.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     folder = path.absolute()
     if not folder.exists():
         unfinished = folder.with_name(folder.name + INCOMPLETE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -213,9 +214,8 @@ def _made_again(path: Path) -> Any:
         function = getattr(importlib.import_module(f"tomoscale.{module}"), name, None)
     if not hasattr(function, "command"):
         raise TomoscaleError(f"{path}: made by {step['operation']}, which cannot be repeated")
-    volumes = {
-        n: _input(path, n, record) for n, record in step["inputs"].items() if n not in step["parameters"]
-    }
+    wanted = set(inspect.signature(function).parameters) - set(step["parameters"])
+    volumes = {n: _input(path, n, record) for n, record in step["inputs"].items() if n in wanted}
     result = function(**volumes, **step["parameters"])
     now = json.loads(json.dumps(Result.of(result).origin.inputs))
     for name, record in step["inputs"].items():

@@ -142,7 +142,7 @@ class StoredVolume(Volume):
     def read(self, window: Window) -> np.ndarray:
         if self.files is not None:
             return self.files.read(window)
-        array = _zarr_array(str(self.path))[window]
+        array = _zarr_array(str(self.path), _modified(self.path))[window]
         return np.asarray(array).astype(self.dtype, copy=False)
 
     def attributes(self) -> dict[str, Any]:
@@ -243,8 +243,14 @@ def crop(volume: Volume, roi: Sequence[tuple[int, int]]) -> CroppedVolume:
     return CroppedVolume(volume, tuple(slice(a, b) for a, b in roi))
 
 
+def _modified(path: Path) -> int:
+    """Return when the metadata of an array were written: it may be replaced while a process lives."""
+    name = "zarr.json" if (path / "zarr.json").is_file() else ".zarray"
+    return (path / name).stat().st_mtime_ns
+
+
 @functools.lru_cache(maxsize=16)
-def _zarr_array(path: str) -> Any:
+def _zarr_array(path: str, modified: int) -> Any:
     import zarr
 
     return zarr.open_array(path, mode="r")
