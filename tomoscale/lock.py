@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tomoscale.errors import TomoscaleError
 
 STALE_AFTER_S = 120
 """Age of a lock of another host at which its run counts as gone; a run touches it several times per second."""
-WRITING_S = 5
-"""Age up to which a lock that cannot be read is one being written."""
 
 
 def take(lock: Path, target: Path) -> None:
@@ -35,43 +34,36 @@ def take(lock: Path, target: Path) -> None:
     TomoscaleError
         Another run has it.
     """
-    for _ in range(3):
+    with _opened(lock) as file:
         try:
-            descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            _remove_stale(lock, target)
-            continue
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(myself(), file)
-        return
-    raise TomoscaleError(f"{target}: another run took it in this moment")
+            owner = json.loads(file.read() or "{}")
+        except ValueError:
+            owner = {}  # its writer was killed while it wrote
+        age = time.time() - os.fstat(file.fileno()).st_mtime
+        same_host = owner.get("host") == socket.gethostname()
+        if owner and (is_alive(owner) if same_host else age < STALE_AFTER_S):
+            raise TomoscaleError(
+                f"{target}: another run is writing it: process {owner.get('pid')} on {owner.get('host')} "
+                f"since {owner.get('since')}; wait for it or stop it"
+            )
+        file.seek(0)
+        file.truncate()
+        json.dump(myself(), file)
 
 
-def _remove_stale(lock: Path, target: Path) -> None:
-    try:
-        seen = lock.read_bytes()
-        age = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return
-    try:
-        owner = json.loads(seen)
-    except ValueError:
-        owner = {}
-    same_host = owner.get("host") == socket.gethostname()
-    if is_alive(owner) if same_host else age < (STALE_AFTER_S if owner else WRITING_S):
-        raise TomoscaleError(
-            f"{target}: another run is writing it: process {owner.get('pid')} on {owner.get('host')} "
-            f"since {owner.get('since')}; wait for it or stop it"
-        )
-    aside = lock.with_name(f"{lock.name}.{os.getpid()}.{time.time_ns()}")
-    try:
-        os.rename(lock, aside)
-    except FileNotFoundError:
-        return
-    if aside.read_bytes() != seen:  # another process was faster, and this is its lock
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, lock)
-    aside.unlink()
+@contextlib.contextmanager
+def _opened(lock: Path) -> Iterator[TextIO]:
+    """Open a lock for reading and writing while no other process does."""
+    while True:
+        with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                is_current = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            except FileNotFoundError:
+                is_current = False
+            if is_current:  # else it was removed while we waited
+                yield file
+                return
 
 
 def beat(lock: Path) -> None:
@@ -84,12 +76,15 @@ def beat(lock: Path) -> None:
 
 def release(lock: Path) -> None:
     """Let another run take the output; a lock of another process stays."""
-    try:
-        owner = json.loads(lock.read_bytes())
-    except (FileNotFoundError, ValueError):
+    if not lock.exists():
         return
-    if (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
-        lock.unlink(missing_ok=True)
+    with _opened(lock) as file:
+        try:
+            owner = json.loads(file.read() or "{}")
+        except ValueError:
+            owner = {}
+        if not owner or (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
+            lock.unlink(missing_ok=True)
 
 
 def myself() -> dict[str, Any]:
