@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from tomoscale import buffers
 from tomoscale.blocks import Index, Window, shape_of
 from tomoscale.errors import DamagedError
 from tomoscale.metadata import ArrayInfo
@@ -115,7 +116,7 @@ class ChunkFiles:
 
     def read(self, window: Window) -> np.ndarray:
         """Decode every chunk that a window touches, straight into the result where it lies contiguous."""
-        out = np.empty(shape_of(window), self.dtype)
+        out = buffers.empty(shape_of(window), self.dtype)
         touched = [range(s.start // c, -(-s.stop // c)) for s, c in zip(window, self.chunks, strict=True)]
         scratch: np.ndarray | None = None
         for index in itertools.product(*touched):

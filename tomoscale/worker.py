@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tomoscale import buffers
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
 from tomoscale.result import Pass
@@ -65,7 +66,8 @@ def write_block(
     """
     worked = record is None or not job.is_intact(record)
     if worked:
-        fields = retried(compute, graph, keys)
+        with buffers.reused():
+            fields = retried(compute, graph, keys)
         written = {
             p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
         }
