@@ -8,7 +8,8 @@ The job beside an unfinished result: what is being made, who makes it, and which
         blocks-HOST-PID-T.jsonl   one line per finished block, one file per worker process
 
 Every line is appended and made durable after all objects of its block are; a torn last line counts
-for nothing. At the end the lines become the manifest of each array (`frames/.manifest.jsonl`).
+for nothing. At the end the lines become the manifest of each array (`frames/.manifest.jsonl`), and that of the group
+lists the metadata and these manifests.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from tomoscale import lock, store
@@ -114,6 +116,30 @@ class Job:
             store.write_json(self.folder / "job.json", header)
         return resumed
 
+    def reopen(self, header: Mapping[str, Any], intact: Record) -> None:
+        """
+        Turn a complete result into an unfinished one, of which only some objects are stored.
+
+        Parameters
+        ----------
+        header : mapping
+            The fingerprint of the run that is to make the others again.
+        intact : Record
+            What need not be made again.
+        """
+        lock.take(self.lock, self.target)
+        try:
+            folder = self.target / FOLDER
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            store.write_json(folder / "job.json", header)
+            line = json.dumps({"block": "intact", "objects": intact})
+            (folder / "blocks-intact.jsonl").write_text(line + "\n", encoding="utf-8")
+            os.rename(self.target, self.root)
+            sync_folder(self.target.parent)
+        finally:
+            self.release()
+
     @property
     def lock(self) -> Path:
         """Who writes now; beside the result, since the result's folder may be replaced."""
@@ -162,6 +188,9 @@ class Job:
             array = self.root / name
             write_manifest(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
         store.write_json(self.root / "zarr.json", _group(attributes))
+        groups = {p for name in files for p in PurePosixPath(name).parents}
+        keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{MANIFEST}" for name in files]
+        write_manifest(self.root, [measure(self.root / key, key) for key in keys])
         # The record goes last: until the result has its name, a killed run must be able to go on.
         shutil.rmtree(self._replaced, ignore_errors=True)
         if self.target.exists():
@@ -226,27 +255,43 @@ class Job:
         os.replace(temporary, path)
 
 
-def write_manifest(array: Path, objects: Iterable[Stored]) -> None:
-    """Write length and checksum of every stored object of an array, keyed, so that a swap of two is seen."""
-    path = array / MANIFEST
+def write_manifest(node: Path, objects: Iterable[Stored]) -> None:
+    """
+    Write length and checksum of every stored object, keyed, so that a swap of two is seen.
+
+    The last line, with an empty key, is length and checksum of the lines before it.
+    """
+    path = node / MANIFEST
     temporary = path.with_name(path.name + PARTIAL)
-    with open(temporary, "w", encoding="ascii") as file:
-        for stored in sorted(objects):
-            file.write(json.dumps(stored) + "\n")
+    lines = b"".join(json.dumps(stored).encode() + b"\n" for stored in sorted(objects))
+    with open(temporary, "wb") as file:
+        file.write(lines + json.dumps(Stored("", len(lines), google_crc32c.value(lines))).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def read_manifest(array: Path) -> dict[str, Stored]:
-    """Return the manifest of an array by key."""
+def read_manifest(node: Path) -> dict[str, Stored]:
+    """
+    Return the manifest of an array or a group by key.
+
+    Raises
+    ------
+    DamagedError
+        It is missing, or is not what was written.
+    """
     try:
-        lines = (array / MANIFEST).read_text(encoding="ascii").splitlines()
-        return {s.key: s for s in (Stored(*json.loads(line)) for line in lines)}
+        raw = (node / MANIFEST).read_bytes()
+        lines = raw.splitlines(keepends=True)
+        *objects, check = (Stored(*json.loads(line)) for line in lines)
+        body = raw[: -len(lines[-1])]
+        if check == Stored("", len(body), google_crc32c.value(body)):
+            return {s.key: s for s in objects}
     except FileNotFoundError:
-        raise TomoscaleError(f"{array}: no manifest; only results of tomoscale can be verified") from None
+        raise DamagedError(f"{node / MANIFEST}: missing") from None
     except (ValueError, TypeError):
-        raise TomoscaleError(f"{array / MANIFEST}: damaged") from None
+        pass
+    raise DamagedError(f"{node / MANIFEST}: its bytes have changed")
 
 
 _journals: dict[str, int] = {}

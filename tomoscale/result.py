@@ -12,7 +12,7 @@ import numpy as np
 from tomoscale import blocks
 from tomoscale.blocks import Cost
 from tomoscale.errors import TomoscaleError
-from tomoscale.operation import Origin, fields_of
+from tomoscale.operation import Origin, fields_of, versions
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,23 @@ class Result:
             if "origin" in _facts(array):
                 return _facts(array)["origin"]
         return Origin("run.write", {}, {}, [])
+
+    def header(self) -> dict[str, Any]:
+        """Return the fingerprint: what must be equal for a run to go on."""
+        arrays = {
+            name: {"shape": list(a.shape), "dtype": str(a.dtype), "chunks": list(stored_chunks(a))}
+            for name, a in self.arrays.items()
+        }
+        return {**self.made_by(), "arrays": arrays}
+
+    def made_by(self) -> dict[str, Any]:
+        """Return operation, parameters, inputs and versions."""
+        return {
+            "operation": self.origin.operation,
+            "parameters": self.origin.parameters,
+            "inputs": self.origin.inputs,
+            "versions": versions(),
+        }
 
     @property
     def passes(self) -> list[Pass]:

@@ -23,7 +23,6 @@ from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
 from tomoscale.errors import TomoscaleError
 from tomoscale.journal import Job
-from tomoscale.operation import versions
 from tomoscale.plan import Plan, check_place
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
@@ -124,7 +123,7 @@ class _Writing:
             print(text, file=sys.stderr, flush=True)
 
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
-        resumed = self.job.begin(self.header(), overwrite=overwrite)
+        resumed = self.job.begin(self.result.header(), overwrite=overwrite)
         try:
             self.prepare()
             if workers.dashboard:
@@ -160,23 +159,6 @@ class _Writing:
             for array in one.arrays.values():
                 blocks.facts(array).get("prepare", lambda: None)()
         patience.cancel()
-
-    def header(self) -> dict[str, Any]:
-        """Return the fingerprint: what must be equal for a run to go on."""
-        arrays = {
-            name: {"shape": list(a.shape), "dtype": str(a.dtype), "chunks": list(stored_chunks(a))}
-            for name, a in self.result.arrays.items()
-        }
-        return {**self.made_by(), "arrays": arrays}
-
-    def made_by(self) -> dict[str, Any]:
-        """Return operation, parameters, inputs and versions."""
-        return {
-            "operation": self.origin.operation,
-            "parameters": self.origin.parameters,
-            "inputs": self.origin.inputs,
-            "versions": versions(),
-        }
 
     def create(self) -> dict[str, ChunkFiles]:
         """Create the groups and the arrays, marked incomplete."""
@@ -283,7 +265,7 @@ class _Writing:
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the complete group: history, and what viewers read."""
         step = {
-            **self.made_by(),
+            **self.result.made_by(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.begin, 1),
             "peak_bytes": self.peak_bytes,
