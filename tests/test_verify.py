@@ -11,7 +11,7 @@ import pytest
 import zarr
 from conftest import small_scan, write_scan
 
-from tomoscale import background, journal, run, store
+from tomoscale import background, manifest, run, store
 from tomoscale.chunks import ChunkFiles, measure
 from tomoscale.cli import main
 from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
@@ -114,10 +114,9 @@ def test_an_inner_chunk_that_is_gone_from_a_shard_is_found(result):
     array[...] = voxels + 1
     listed = [p for p in (result / "background").rglob("*") if p.is_file()]
     keys = [str(p.relative_to(result / "background")) for p in listed]
-    journal.write_manifest(result / "background", [measure(result / "background" / k, k) for k in keys])
+    manifest.write(result / "background", [measure(result / "background" / k, k) for k in keys])
     key = "background/.manifest.jsonl"
-    manifest = {**journal.read_manifest(result), key: measure(result / key, key)}
-    journal.write_manifest(result, manifest.values())
+    manifest.write(result, {**manifest.read(result), key: measure(result / key, key)}.values())
     assert "intact" in verify(result)
     array[:5, :4] = array.fill_value  # an inner chunk of fill values is not stored
     with pytest.raises(DamagedError, match="background/c/0/0/0"):

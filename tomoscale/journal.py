@@ -20,21 +20,19 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
-from tomoscale import lock, store
+from tomoscale import lock, manifest, store
 from tomoscale.chunks import PARTIAL, ChunkFiles, Stored, measure, sync_folder
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.metadata import read_json
 
 FOLDER = ".tomoscale"
-MANIFEST = ".manifest.jsonl"
 
 Record = dict[str, list[Stored]]
 """Field -> its stored objects, of one block."""
@@ -186,11 +184,11 @@ class Job:
             if lacking:
                 raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
             array = self.root / name
-            write_manifest(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
+            manifest.write(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
         store.write_json(self.root / "zarr.json", _group(attributes))
         groups = {p for name in files for p in PurePosixPath(name).parents}
-        keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{MANIFEST}" for name in files]
-        write_manifest(self.root, [measure(self.root / key, key) for key in keys])
+        keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{manifest.FILE}" for name in files]
+        manifest.write(self.root, [measure(self.root / key, key) for key in keys])
         # The record goes last: until the result has its name, a killed run must be able to go on.
         shutil.rmtree(self._replaced, ignore_errors=True)
         if self.target.exists():
@@ -253,45 +251,6 @@ class Job:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-
-
-def write_manifest(node: Path, objects: Iterable[Stored]) -> None:
-    """
-    Write length and checksum of every stored object, keyed, so that a swap of two is seen.
-
-    The last line, with an empty key, is length and checksum of the lines before it.
-    """
-    path = node / MANIFEST
-    temporary = path.with_name(path.name + PARTIAL)
-    lines = b"".join(json.dumps(stored).encode() + b"\n" for stored in sorted(objects))
-    with open(temporary, "wb") as file:
-        file.write(lines + json.dumps(Stored("", len(lines), google_crc32c.value(lines))).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_manifest(node: Path) -> dict[str, Stored]:
-    """
-    Return the manifest of an array or a group by key.
-
-    Raises
-    ------
-    DamagedError
-        It is missing, or is not what was written.
-    """
-    try:
-        raw = (node / MANIFEST).read_bytes()
-        lines = raw.splitlines(keepends=True)
-        *objects, check = (Stored(*json.loads(line)) for line in lines)
-        body = raw[: -len(lines[-1])]
-        if check == Stored("", len(body), google_crc32c.value(body)):
-            return {s.key: s for s in objects}
-    except FileNotFoundError:
-        raise DamagedError(f"{node / MANIFEST}: missing") from None
-    except (ValueError, TypeError):
-        pass
-    raise DamagedError(f"{node / MANIFEST}: its bytes have changed")
 
 
 _journals: dict[str, int] = {}

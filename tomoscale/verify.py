@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tomoscale import blocks, cluster, journal, metadata, run, store
+from tomoscale import blocks, cluster, manifest, metadata, run, store
 from tomoscale.chunks import Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.grid import spans
@@ -115,9 +115,9 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[
     wanted: list[tuple[str, Stored]] = []
     for node in ("", *arrays):  # the group's own manifest lists the metadata and the manifests of the arrays
         try:
-            wanted += [(node, o) for o in journal.read_manifest(path / node).values()]
+            wanted += [(node, o) for o in manifest.read(path / node).values()]
         except DamagedError as error:
-            damaged.append(Damage(node, journal.MANIFEST, str(error).rpartition(": ")[2]))
+            damaged.append(Damage(node, manifest.FILE, str(error).rpartition(": ")[2]))
     n_bytes = sum(o.length for _, o in wanted)
     compare = functools.partial(_compare, path, quick=quick)
     with (
@@ -210,7 +210,7 @@ def make_again(path: Path, damaged: list[Damage]) -> None:
 def _recorded(array: Path) -> list[Stored]:
     """Return the objects of an array that its manifest lists; none if that is damaged."""
     try:
-        return [o for o in journal.read_manifest(array).values() if o.key != "zarr.json"]
+        return [o for o in manifest.read(array).values() if o.key != "zarr.json"]
     except DamagedError:
         return []
 
