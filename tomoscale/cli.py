@@ -19,9 +19,12 @@ from cyclopts import App, Parameter
 
 from tomoscale import TOPICS
 from tomoscale._version import __version__
-from tomoscale.errors import InterruptedRunError, TomoscaleError
+from tomoscale.errors import DamagedError, InterruptedRunError, TomoscaleError
 from tomoscale.parameters import Grid, Rect, Span, Volume
-from tomoscale.values import memory_bytes, numbers, rects, span, spans
+from tomoscale.values import at_home, joined, memory_bytes, numbers, rects, span, spans
+
+LONGEST = 4000
+"""Characters of an error."""
 
 
 @Parameter(name="*")
@@ -202,7 +205,10 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         how.scheduler, workers=how.workers, threads=how.threads, memory=how.memory_bytes
     ) as workers:
         with blocks.planned_for(workers.block_bytes, workers.slots):
-            result = function(*data, **options)
+            try:
+                result = function(*data, **options)
+            except DamagedError as error:  # before anything was computed: the input is at fault, and no block
+                raise TomoscaleError(str(error)) from None
         return run.write(
             result,
             target,
@@ -251,9 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    given = [at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with schedule.interruptible():
-            result = build()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            result = build()(
+                joined(given, functions()),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except InterruptedRunError as error:
         _say(error)
         sys.stdout.flush()
@@ -267,6 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say(f"{error.filename or 'storage'}: {error.strerror or error}")
         return 2
+    except MemoryError:
+        _say("this takes more memory than there is; try a part with --roi, or a smaller input")
+        return 2
     if result is not None:
         _print(json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result))
     return 0
@@ -275,14 +290,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print(text: str) -> None:
     """Print a result; that nobody reads it to its end is no error."""
     try:
-        print(text, flush=True)
+        print("\n".join(map(_shown, text.split("\n"))), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: object) -> None:
-    """Print an error or a warning as one line."""
-    print(f"tomoscale: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    """Print an error or a warning as one line of sensible length."""
+    text = _shown(" ".join(str(message).split()))
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ..."
+    print(f"tomoscale: {text}", file=sys.stderr, flush=True)
+
+
+def _shown(text: str) -> str:
+    """Write out what a terminal would take for a command: names and attributes come from files."""
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

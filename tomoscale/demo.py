@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tomoscale import background, blocks, cluster, metadata, report, run, simulate, store
+from tomoscale import background, blocks, cluster, report, run, simulate, store
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.operation import command
 from tomoscale.parameters import Count, Shape3, Width
+from tomoscale.record import record_of
 from tomoscale.store import Volume
 
 MARKER = ".tomoscale-demo"
@@ -105,7 +106,7 @@ def _maker(result: Path) -> str | None:
     """Return the operation that made a result; None if there is none."""
     if not result.exists():
         return None
-    history = metadata.attributes_of(result).get("tomoscale", {}).get("history") or [{}]
+    history = (record_of(result) or {}).get("history") or [{}]
     return str(history[-1].get("operation", "unknown"))
 
 

@@ -211,7 +211,7 @@ class Job:
                     entry = json.loads(line)
                     for name, objects in entry["objects"].items():
                         done.setdefault(name, {}).update({o[0]: Stored(*o) for o in objects})
-                except (ValueError, KeyError, TypeError, IndexError):
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
                     continue  # the torn last line of a killed process
         return done
 

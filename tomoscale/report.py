@@ -97,8 +97,7 @@ def _scan(shown: Shown) -> list[Section]:
 def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     """Show a frame before and after on the same scale, and the background there."""
     before, note = shown.before(k)
-    background = shown.volume.sibling("background")
-    behind = None if background is None else frame_of(background, k // int(shown.step["parameters"]["step"]))
+    behind = shown.background_of(k)
     low, high = _common_scale(behind if before is not None else None, after)
     panels = []
     if before is not None:

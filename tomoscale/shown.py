@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import info, metadata, store
+from tomoscale import info, store
 from tomoscale.blocks import MIB, spans
 from tomoscale.errors import TomoscaleError
+from tomoscale.record import images_of
 from tomoscale.store import StoredVolume, Volume
 from tomoscale.survey import Survey
 
@@ -66,9 +67,8 @@ class Shown:
         return self.array == "frames" or self.omega is not None
 
     def _ome_axes(self) -> list[dict[str, Any]]:
-        attributes = metadata.attributes_of(self.root)
-        images = attributes.get("ome", attributes).get("multiscales") or [{}]
-        return images[0].get("axes") or []
+        axes = [i.get("axes") for i in images_of(self.root)[:1]]
+        return [a for a in axes[0] if isinstance(a, dict)] if axes and isinstance(axes[0], list) else []
 
     @property
     def is_cleaned(self) -> bool:
@@ -101,6 +101,17 @@ class Shown:
         """Say which frame: `frame 83 (omega 49.8°)`."""
         return f"frame {k}" + ("" if self.omega is None else f" (omega {self.omega[k]:.2f}°)")
 
+    def background_of(self, k: int) -> np.ndarray | None:
+        """Return the background that frame k was cleaned with, or None."""
+        background, step = self.volume.sibling("background"), self.step.get("parameters", {}).get("step")
+        if background is None:
+            return None
+        if type(step) is not int or step < 1 or background.ndim != 3 or k // step >= background.shape[0]:
+            raise TomoscaleError(
+                f"{self.root}: its record is damaged: step {step!r} of {background.shape} backgrounds"
+            )
+        return frame_of(background, k // step)
+
     def before(self, k: int) -> tuple[np.ndarray | None, str]:
         """Return the raw frame, treated as the operation did before it took the background off, or why not."""
         source = self.step.get("inputs", {}).get("frames", {})
@@ -126,7 +137,7 @@ class Shown:
         moved = [self.root.parent / Path(*recorded.parts[-n:]) for n in (2, 1)]
         place = next((p for p in (recorded, *moved) if p.exists()), recorded)
         volume: Volume = store.open_volume(place)
-        if volume.identity()["sample"] != source["sample"]:
+        if volume.identity()["sample"] != source.get("sample"):
             return None
         return store.crop(volume, source["roi"]) if "roi" in source else volume
 

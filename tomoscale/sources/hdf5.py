@@ -12,9 +12,9 @@ import numpy as np
 from tomoscale import store
 from tomoscale.blocks import Window, shape_of
 from tomoscale.errors import TomoscaleError
-from tomoscale.sources import roles
+from tomoscale.sources import hdf5_chunks, roles
 from tomoscale.sources.frames import Frames, Scan, numeric, show, sized
-from tomoscale.sources.hdf5_links import NONE, datasets, load_plugins, lookup, open_file, prove
+from tomoscale.sources.hdf5_links import NONE, datasets, lookup, open_file, opened_part, prove
 from tomoscale.sources.views import joined
 
 
@@ -79,13 +79,13 @@ class Dataset(Frames):
     def read(self, window: Window) -> np.ndarray:
         out = np.empty(shape_of(window), self.dtype)
         if self.filtered:
-            load_plugins()
+            hdf5_chunks.load_plugins()
         try:
             with open_file(self.path) as file:
                 dataset = file[self.name]
                 chosen = window if dataset.ndim == 3 else window[1:]
-                dataset.read_direct(out if dataset.ndim == 3 else out[0], chosen)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+                hdf5_chunks.read(dataset, chosen, out if dataset.ndim == 3 else out[0], opened_part)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, TomoscaleError):
                 raise
             frames = f"frames {window[0].start} to {window[0].stop - 1}"
@@ -125,16 +125,25 @@ def _described(path: Path, name: str | None) -> _Found:
             known = {**known, name: file[name]}
         frames = _dataset(path, known[name], name)
         key = _near(known, name, roles.KEY, frames.shape[0])
-        count = frames.shape[0] if key is None else int((key[()] == roles.PROJECTION).sum())
+        count = frames.shape[0] if key is None else int((_numbers(key) == roles.PROJECTION).sum())
         angle = _near(known, name, roles.ANGLES, frames.shape[0])
         angle = angle if angle is not None else _near(known, name, roles.ANGLES, count)
         angles = None
         if angle is not None:
             unit = angle.attrs.get("units", "")
             unit = unit.decode(errors="replace") if isinstance(unit, bytes) else str(unit)
-            angles = roles.degrees(angle[()], unit, f"{path}: {angle.name}")
+            angles = roles.degrees(_numbers(angle), unit, f"{path}: {angle.name}")
         dark, flat = (_beside(path, known, name, names, frames) for names in (roles.DARK, roles.FLAT))
-        return _Found(frames, dark, flat, None if key is None else np.asarray(key[()], np.int64), angles)
+        return _Found(
+            frames, dark, flat, None if key is None else np.asarray(_numbers(key), np.int64), angles
+        )
+
+
+def _numbers(dataset: Any) -> np.ndarray:
+    """Return all numbers of a short dataset."""
+    out = np.empty(dataset.shape, dataset.dtype)
+    hdf5_chunks.read(dataset, tuple(slice(0, n) for n in dataset.shape), out, opened_part)
+    return out
 
 
 def _dataset(path: Path, dataset: Any, name: str) -> Dataset:
