@@ -26,6 +26,7 @@ import numpy as np
 from tomoscale import buffers
 from tomoscale.blocks import MIB, Index, Window, shape_of
 from tomoscale.errors import DamagedError
+from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
 from tomoscale.objects import PARTIAL, Stored, checksum, measure, read_object, sync_folder, write_object
 
@@ -105,7 +106,7 @@ class ChunkFiles:
 
     def keys(self) -> Iterator[str]:
         """Return the names of all chunks."""
-        return (self.key(i) for i in np.ndindex(*self.grid))
+        return map(self.key, indices(self.grid))
 
     def keys_of(self, start: Sequence[int], shape: Sequence[int]) -> list[str]:
         """Return the names of the chunks of a block."""

@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 
 from tomoscale import TOPICS
 from tomoscale._version import __version__
-from tomoscale.errors import DamagedError, InterruptedRunError, TomoscaleError
+from tomoscale.errors import InterruptedRunError, TomoscaleError, bad_input
 from tomoscale.parameters import Grid, Rect, Span, Volume
 from tomoscale.values import at_home, joined, memory_bytes, numbers, rects, span, spans
 
@@ -204,11 +204,8 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
     with cluster.connect(
         how.scheduler, workers=how.workers, threads=how.threads, memory=how.memory_bytes
     ) as workers:
-        with blocks.planned_for(workers.block_bytes, workers.slots):
-            try:
-                result = function(*data, **options)
-            except DamagedError as error:  # before anything was computed: the input is at fault, and no block
-                raise TomoscaleError(str(error)) from None
+        with blocks.planned_for(workers.block_bytes, workers.slots), bad_input():
+            result = function(*data, **options)
         return run.write(
             result,
             target,

@@ -13,7 +13,7 @@ import numpy as np
 from tomoscale import background, blocks, cluster, report, run, simulate, store
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.operation import command
-from tomoscale.parameters import Count, Shape3, Width
+from tomoscale.parameters import Count, Seed, Shape3
 from tomoscale.record import record_of
 from tomoscale.store import Volume
 
@@ -31,7 +31,7 @@ def trial(
     folder: Path = Path("tomoscale-demo"),
     *,
     shape: Shape3 = (600, 192, 192),
-    seed: Width = 0,
+    seed: Seed = 0,
     workers: Count | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -67,6 +67,7 @@ def trial(
         The result is not what NumPy gives.
     """
     folder = Path(folder)
+    simulate.check_scan(shape)
     _claim(folder)
     begin = time.monotonic()
     scan, cleaned = folder / SCAN, folder / CLEANED

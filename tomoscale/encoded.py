@@ -8,7 +8,6 @@ declare, whatever is in it.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 import struct
@@ -25,7 +24,7 @@ from tomoscale import buffers
 from tomoscale.blocks import MIB, Index, Window, shape_of
 from tomoscale.codecs import decode_v2, decode_v3
 from tomoscale.errors import DamagedError
-from tomoscale.grid import overlaps, shifted
+from tomoscale.grid import indices, overlaps, shifted
 from tomoscale.inflate import Undecodable
 from tomoscale.metadata import ArrayInfo
 from tomoscale.objects import open_object
@@ -69,7 +68,7 @@ class EncodedChunks:
 
     def keys(self) -> Iterator[str]:
         """Return the names of all objects."""
-        return (self.key(i) for i in itertools.product(*map(range, self.grid)))
+        return map(self.key, indices(self.grid))
 
     def read(self, window: Window) -> np.ndarray:
         """Decode every chunk that a window touches; what is not stored is the fill value."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tomoscale import blocks, cluster, metadata, store
-from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
+from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError, bad_input
 from tomoscale.operation import command
 from tomoscale.parameters import Volume
 from tomoscale.progress import Progress, human_bytes
@@ -83,7 +83,9 @@ def to_tiff(
         print(_plan(source, compression), file=sys.stderr)
         return folder
     overwrite = overwrite or getattr(how, "overwrite", False)
-    _prepare(folder, {"source": source.identity(), "compression": compression}, overwrite)
+    with bad_input():
+        record = {"source": source.identity(), "compression": compression}
+    _prepare(folder, record, overwrite)
     with _workers(how) as workers:
         tasks = _tasks(source, folder, compression, workers.block_bytes)
         each = source.nbytes / max(1, len(tasks))

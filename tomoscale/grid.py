@@ -68,6 +68,21 @@ def overlaps(window: Window, edges: Sequence[int]) -> Iterator[tuple[Index, Wind
         )
 
 
+def indices(grid: Sequence[int]) -> Iterator[Index]:
+    """
+    Return all indices of a grid, one at a time; `itertools.product` would hold every axis in memory first.
+
+    >>> list(indices((2, 2)))
+    [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+    if not grid:
+        yield ()
+        return
+    for i in range(grid[0]):
+        for rest in indices(grid[1:]):
+            yield (i, *rest)
+
+
 def shifted(window: Window, origin: Sequence[int]) -> Window:
     """Return a window as it is seen from an origin."""
     return tuple(slice(s.start - o, s.stop - o) for s, o in zip(window, origin, strict=True))

@@ -155,6 +155,15 @@ class Job:
         """Let another run take the output."""
         lock.release(self.lock)
 
+    def forget(self) -> None:
+        """Remove an unfinished output of which nothing was finished, since its input turned out to be bad."""
+        lock.take(self.lock, self.target)
+        try:
+            if not self.finished():
+                shutil.rmtree(self.root, ignore_errors=True)
+        finally:
+            self.release()
+
     def _sweep(self) -> None:
         """Remove what killed writers left."""
         for folder, _, files in os.walk(self.root):

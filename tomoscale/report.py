@@ -9,7 +9,7 @@ import numpy as np
 
 from tomoscale import info, page, pictures, store, survey
 from tomoscale._version import __version__
-from tomoscale.errors import TomoscaleError
+from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
 from tomoscale.page import Picture, Section, Table
 from tomoscale.pictures import RESIDUAL, Panel
@@ -60,10 +60,13 @@ def make(
         raise TomoscaleError(
             f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes"
         )
-    shown = Shown(volume, survey.of(volume, sampled=sampled, title="report: reading", quiet=quiet), sampled)
-    folder = output or shown.name_beside("-report")
-    sections = [*(_scan(shown) if shown.is_scan else _volume(shown)), *_facts(shown)]
-    lead, figures = _lead(shown)
+    with bad_input():
+        shown = Shown(
+            volume, survey.of(volume, sampled=sampled, title="report: reading", quiet=quiet), sampled
+        )
+        folder = output or shown.name_beside("-report")
+        sections = [*(_scan(shown) if shown.is_scan else _volume(shown)), *_facts(shown)]
+        lead, figures = _lead(shown)
     foot = f"Made by tomoscale {__version__}. The pictures are also files beside this page."
     return _written(folder, page.html(shown.title, lead, figures, sections, foot), sections)
 

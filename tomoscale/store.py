@@ -151,6 +151,9 @@ def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
         raise TomoscaleError(
             f"{path}: its run is not finished; run the same command again to go on, or open with allow_incomplete"
         )
+    links = [p for d, names, _ in os.walk(volume.path) for n in names if (p := Path(d, n)).is_symlink()]
+    if links:
+        raise TomoscaleError(f"{links[0]}: a link, which is not followed; move the folder there")
     present = {
         os.path.relpath(os.path.join(d, f), volume.path)
         for d, _, fs in os.walk(volume.path)

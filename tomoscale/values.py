@@ -35,10 +35,11 @@ def numbers(type_: Any, tokens: Sequence[Any]) -> Any:
 
 def span(text: str) -> Span:
     """Read `100:180`."""
-    start, colon, stop = text.partition(":")
-    if not colon or not start.lstrip("-").isdigit() or not stop.lstrip("-").isdigit():
-        raise TomoscaleError(f"range {text!r}; expected start:stop")
-    return Span(int(start), int(stop))
+    try:
+        start, stop = map(int, text.split(":"))
+    except ValueError:
+        raise TomoscaleError(f"range {text!r}; expected start:stop") from None
+    return Span(start, stop)
 
 
 def spans(type_: Any, tokens: Sequence[Any]) -> tuple[Span, ...]:
