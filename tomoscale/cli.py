@@ -10,9 +10,8 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -20,50 +19,12 @@ from cyclopts import App, Parameter
 from tomoscale import TOPICS
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError, bad_input
+from tomoscale.how import How
 from tomoscale.parameters import Grid, Rect, Span, Volume
-from tomoscale.values import at_home, joined, memory_bytes, numbers, rects, span, spans
+from tomoscale.values import at_home, joined, numbers, rects, span, spans
 
 LONGEST = 4000
 """Characters of an error."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class How:
-    """How to run it, the same for every operation."""
-
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
-    "Result; by default IN-COMMAND.zarr beside the input."
-    workers: int | None = None
-    "Worker processes; as many as cores by default."
-    threads: int | None = None
-    "Threads of each worker; one by default."
-    memory: str | None = None
-    "Memory of one worker, 8GB say; an equal share of the machine by default."
-    scheduler: str = "local"
-    "`local` processes, `threads` of this process, or the address of a Dask scheduler."
-    roi: str | None = None
-    "Work on a part of the input only: k0:k1,r0:r1,c0:c1."
-    on_error: Literal["stop", "continue"] = "stop"
-    "`stop` at the first failed block, or `continue` with the others."
-    overwrite: bool = False
-    "Replace an existing result, or an unfinished one of other parameters."
-    dry_run: bool = False
-    "Print the plan and stop."
-    quiet: bool = False
-    "Print the path of the result only."
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Memory of one worker in bytes."""
-        return memory_bytes(self.memory) if self.memory else None
-
-    def check(self) -> None:
-        """Refuse what no run can have."""
-        for name in ("workers", "threads"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise TomoscaleError(f"--{name} {number}; expected at least 1")
 
 
 def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
@@ -202,7 +163,11 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         return instead[1](*given, how=how)
     data, target = _split(function, given, how)
     with cluster.connect(
-        how.scheduler, workers=how.workers, threads=how.threads, memory=how.memory_bytes
+        how.scheduler,
+        workers=how.workers,
+        threads=how.threads,
+        memory=how.memory_bytes,
+        access=how.access,
     ) as workers:
         with blocks.planned_for(workers.block_bytes, workers.slots), bad_input():
             result = function(*data, **options)

@@ -104,7 +104,10 @@ def _workers(how: Any) -> Any:
     if how is None:
         return cluster.current(None)
     memory = getattr(how, "memory_bytes", None)
-    return cluster.connect(how.scheduler, workers=how.workers, threads=how.threads, memory=memory)
+    access = getattr(how, "access", cluster.LOCAL)
+    return cluster.connect(
+        how.scheduler, workers=how.workers, threads=how.threads, memory=memory, access=access
+    )
 
 
 def _plan(source: store.Volume, compression: str) -> str:
