@@ -273,12 +273,12 @@ def loop_of_directories(folder: Path) -> None:
 # ---------------------------------------------------------------- HDF5
 
 
-def hdf5(fill: Callable[[h5py.File], Any], name: str = "a.h5") -> Maker:
+def hdf5(fill: Callable[[h5py.File], Any], name: str = "a.h5", libver: str = "earliest") -> Maker:
     """Write an HDF5 file."""
 
     def make(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
-        with h5py.File(folder / name, "w") as opened:
+        with h5py.File(folder / name, "w", libver=libver) as opened:
             fill(opened)
 
     return make

@@ -151,15 +151,15 @@ def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
         raise TomoscaleError(
             f"{path}: its run is not finished; run the same command again to go on, or open with allow_incomplete"
         )
-    links = [p for d, names, _ in os.walk(volume.path) for n in names if (p := Path(d, n)).is_symlink()]
-    if links:
-        raise TomoscaleError(f"{links[0]}: a link, which is not followed; move the folder there")
-    present = {
-        os.path.relpath(os.path.join(d, f), volume.path)
-        for d, _, fs in os.walk(volume.path)
-        for f in fs
-        if not f.startswith(".") and f != "zarr.json"
-    }
+    present = set()
+    for folder, inner, files in os.walk(volume.path):
+        for name in inner:
+            if (link := Path(folder, name)).is_symlink():
+                raise TomoscaleError(f"{link}: a link, which is not followed; move the folder there")
+        below = os.path.relpath(folder, volume.path)
+        present |= {
+            os.path.normpath(f"{below}/{f}") for f in files if not f.startswith(".") and f != "zarr.json"
+        }
     if not present:
         raise TomoscaleError(f"{path}: holds no chunk at all; it was created and never written")
     total = math.prod(volume.objects.grid)
