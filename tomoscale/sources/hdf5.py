@@ -15,6 +15,7 @@ from tomoscale.errors import TomoscaleError
 from tomoscale.sources import hdf5_chunks, roles
 from tomoscale.sources.frames import Frames, Scan, numeric, show, sized
 from tomoscale.sources.hdf5_links import NONE, datasets, lookup, open_file, opened_part, prove
+from tomoscale.sources.rehearsal import rehearse
 from tomoscale.sources.views import joined
 
 
@@ -38,7 +39,8 @@ def open_hdf5(paths: Sequence[Path], dataset: str | None = None, role: roles.Rol
         No or several candidates (listed), or a dataset that reads other files (external storage or
         links, virtual sources outside the folder), misses its filter, or was never written.
     """
-    found = [_open(path, dataset) for path in paths]
+    rehearse(paths, dataset)
+    found = [describe(path, dataset) for path in paths]
     names = [str(p) for p in paths]
     frames = joined([f.frames for f in found], names)
     key = roles.in_a_row(f.key for f in found)
@@ -107,7 +109,8 @@ class _Found:
     angles: np.ndarray | None
 
 
-def _open(path: Path, name: str | None) -> _Found:
+def describe(path: Path, name: str | None) -> _Found:
+    """Return what one file holds; nothing but short lists is read."""
     try:
         return _described(path, name)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # HDF5 raises all of them
