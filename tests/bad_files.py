@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numcodecs
 import numpy as np
 import tifffile
 from conftest import small_scan, write_array, write_scan
@@ -34,10 +36,35 @@ class Executed:
 PICKLE = pickle.dumps(Executed())
 
 
+Content = bytes | Callable[[], bytes] | None
+
+
+def _made(content: Content) -> bytes | None:
+    return content() if callable(content) else content
+
+
+@functools.cache
 def zeros(n_bytes: int = GIGABYTE, window_bits: int = 15) -> bytes:
     """Return a megabyte that inflates to a gigabyte."""
     stream, part = zlib.compressobj(9, zlib.DEFLATED, window_bits), bytes(2**24)
     return b"".join(stream.compress(part) for _ in range(n_bytes // len(part))) + stream.flush()
+
+
+def gzipped() -> bytes:
+    """Return the same as a gzip file."""
+    return zeros(window_bits=31)
+
+
+@functools.cache
+def packed(codec: str, n_bytes: int = GIGABYTE) -> Callable[[], bytes]:
+    """Return what makes zeros in the format of a codec of numcodecs."""
+    encoder = {"zstd": numcodecs.Zstd(), "blosc": numcodecs.Blosc("zstd"), "bz2": numcodecs.BZ2()}[codec]
+    return functools.cache(lambda: bytes(encoder.encode(bytes(n_bytes))))
+
+
+def sharded(content: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return what makes a shard of one chunk of this content."""
+    return lambda: content() + struct.pack("<2Q", 0, len(content()))
 
 
 def scan(folder: Path, n_frames: int = 9, **beside: Any) -> Path:
@@ -125,14 +152,14 @@ def codecs(*names: str, **settings: Any) -> list[dict[str, Any]]:
 PIXELS = small_scan(9, 20, 23).tobytes()
 
 
-def array(name: str = "a.zarr", chunk: bytes | None = PIXELS, **changes: Any) -> Maker:
+def array(name: str = "a.zarr", chunk: Content = PIXELS, **changes: Any) -> Maker:
     """Write an array of one chunk of plain pixels, with changed metadata."""
 
     def make(folder: Path) -> None:
         (folder / name / "c/0/0").mkdir(parents=True)
         (folder / name / "zarr.json").write_text(json.dumps(document(**changes)))
         if chunk is not None:
-            (folder / name / "c/0/0/0").write_bytes(chunk)
+            (folder / name / "c/0/0/0").write_bytes(_made(chunk))
 
     return make
 
@@ -142,7 +169,7 @@ def text(content: str | bytes, name: str = "a.zarr/zarr.json") -> Maker:
     return file(name, content.encode() if isinstance(content, str) else content)
 
 
-def version_2(name: str = "a.zarr", chunk: bytes | None = PIXELS, **changes: Any) -> Maker:
+def version_2(name: str = "a.zarr", chunk: Content = PIXELS, **changes: Any) -> Maker:
     """Write an array of Zarr v2."""
 
     def make(folder: Path) -> None:
@@ -153,7 +180,7 @@ def version_2(name: str = "a.zarr", chunk: bytes | None = PIXELS, **changes: Any
         (folder / name).mkdir()
         (folder / name / ".zarray").write_text(json.dumps({**plain, **changes}))
         if chunk is not None:
-            (folder / name / "0.0.0").write_bytes(chunk)
+            (folder / name / "0.0.0").write_bytes(_made(chunk))
 
     return make
 
@@ -218,21 +245,22 @@ def cut(name: str, n_bytes: int) -> Maker:
     return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - n_bytes)
 
 
-def tags(name: str = "a.tif", pixels: bytes = bytes(920), **values: int) -> Maker:
+def tags(name: str = "a.tif", pixels: Content = bytes(920), **values: int) -> Maker:
     """Write a TIFF of 20 x 23 pixels, 16 bits, in one strip; tags by name may have other values."""
 
     def make(folder: Path) -> None:
+        content = _made(pixels) or b""
         known = {
             "width": (256, 23), "length": (257, 20), "bits": (258, 16), "compression": (259, 1),
             "photometric": (262, 1), "offsets": (273, 8), "samples": (277, 1), "rows": (278, 20),
-            "counts": (279, len(pixels)), "format": (339, 1),
+            "counts": (279, len(content)), "format": (339, 1),
         }  # fmt: skip
         entries = [(code, values.get(n, value)) for n, (code, value) in known.items()]
         directory = struct.pack("<H", len(entries))
         directory += b"".join(struct.pack("<HHII", code, 4, 1, v) for code, v in entries)
         directory += struct.pack("<I", values.get("next", 0))
-        head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
-        (folder / name).write_bytes(head + pixels + directory)
+        head = b"II*\0" + struct.pack("<I", 8 + len(content))
+        (folder / name).write_bytes(head + content + directory)
 
     return make
 
@@ -288,7 +316,7 @@ def dataset(data: Any, name: str = "data", **options: Any) -> Callable[[h5py.Fil
     return lambda opened: opened.create_dataset(name, data=data, **options)
 
 
-def inflating(filters: list[tuple[int, tuple[int, ...]]], chunk: bytes, shape: Any = (2, 32, 32)) -> Maker:
+def inflating(filters: list[tuple[int, tuple[int, ...]]], chunk: Content, shape: Any = (2, 32, 32)) -> Maker:
     """Write a dataset with a chunk of these stored bytes behind these filters."""
 
     def make(folder: Path) -> None:
@@ -299,7 +327,7 @@ def inflating(filters: list[tuple[int, tuple[int, ...]]], chunk: bytes, shape: A
                 properties.set_filter(code, h5py.h5z.FLAG_OPTIONAL, values)
             space = h5py.h5s.create_simple(shape)
             made = h5py.h5d.create(opened.id, b"data", h5py.h5t.NATIVE_UINT16, space, properties)
-            made.write_direct_chunk((0,) * len(shape), chunk)
+            made.write_direct_chunk((0,) * len(shape), _made(chunk))
 
     return make
 
@@ -325,6 +353,15 @@ def angles(values: Any, **attributes: Any) -> Maker:
         opened["entry/omega"].attrs.update(attributes)
 
     return hdf5(fill)
+
+
+def endless(folder: Path) -> None:
+    """Write angles whose unit lies in a heap that the HDF5 library never finishes to read (found by `fuzz`)."""
+    angles(range(9), units="deg")(folder)
+    content = (folder / "a.h5").read_bytes()
+    place = content.index(b"GCOL") + 32
+    assert content[place : place + 3] == b"deg"
+    (folder / "a.h5").write_bytes(content[:place] + bytes(25) + content[place:])
 
 
 def deep_links(opened: h5py.File) -> None:

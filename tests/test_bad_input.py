@@ -14,11 +14,9 @@ from pathlib import Path
 
 import bad_files as make
 import h5py
-import numcodecs
 import numpy as np
 import pytest
 from bad_files import (
-    GIGABYTE,
     PICKLE,
     PIXELS,
     array,
@@ -28,14 +26,17 @@ from bad_files import (
     document,
     file,
     group,
+    gzipped,
     hdf5,
     link,
     manifest,
     nothing,
     npy,
+    packed,
     pipe,
     result,
     several,
+    sharded,
     tags,
     text,
     tiffs,
@@ -127,16 +128,16 @@ ZARR = {
         several(array(chunk=None), file("other/0"), lambda d: (d / "a.zarr/c/0/0").rmdir(),
                 link("a.zarr/c/0/0", "../../../other")), BACKGROUND, "a link, which is not followed",
     ),
-    "bomb of gzip": (array(chunk=zeros(window_bits=31), codecs=codecs("gzip")), BACKGROUND, "inflates to more"),
+    "bomb of gzip": (array(chunk=gzipped, codecs=codecs("gzip")), BACKGROUND, "inflates to more"),
     "bomb of zstd": (
-        array(chunk=numcodecs.Zstd().encode(bytes(GIGABYTE)), codecs=codecs("zstd")), BACKGROUND, "inflates to",
+        array(chunk=packed("zstd"), codecs=codecs("zstd")), BACKGROUND, "inflates to",
     ),
     "bomb of blosc": (
-        array(chunk=numcodecs.Blosc("zstd").encode(bytes(2**29)), codecs=codecs("blosc")),
+        array(chunk=packed("blosc", 2**29), codecs=codecs("blosc")),
         BACKGROUND, "declares 536870912 bytes",
     ),
     "bomb in a shard": (
-        array(chunk=(bomb := zeros(window_bits=31)) + struct.pack("<2Q", 0, len(bomb)), codecs=[{
+        array(chunk=sharded(gzipped), codecs=[{
             "name": "sharding_indexed", "configuration": {
                 "chunk_shape": [9, 20, 23], "codecs": codecs("gzip"), "index_codecs": codecs()}}]),
         BACKGROUND, "inflates to more",
@@ -152,12 +153,12 @@ ZARR = {
     "v2 dates": (version_2(dtype="<M8[s]"), BACKGROUND, "dtype '<M8[s]'"),
     "v2 records": (version_2(dtype=[["a", "<u2"]]), BACKGROUND, "dtype"),
     "v2 separator": (version_2(dimension_separator="/../"), BACKGROUND, "not understood"),
-    "v2 bomb": (version_2(compressor={"id": "zlib"}, chunk=zeros()), BACKGROUND, "inflates to more"),
+    "v2 bomb": (version_2(compressor={"id": "zlib"}, chunk=zeros), BACKGROUND, "inflates to more"),
     "v2 bomb of bz2": (
-        version_2(compressor={"id": "bz2"}, chunk=numcodecs.BZ2().encode(bytes(2**28))), BACKGROUND, "inflates",
+        version_2(compressor={"id": "bz2"}, chunk=packed("bz2", 2**28)), BACKGROUND, "inflates",
     ),
     "v2 bomb behind a filter": (
-        version_2(filters=[{"id": "delta", "dtype": "<u2"}], compressor={"id": "zlib"}, chunk=zeros()),
+        version_2(filters=[{"id": "delta", "dtype": "<u2"}], compressor={"id": "zlib"}, chunk=zeros),
         BACKGROUND, "inflates to more",
     ),
     "image elsewhere": (
@@ -255,12 +256,12 @@ SOURCES = {
     "big tiff far": (make.big_tiff(2**63), CONVERT, "lies beyond the end of the file"),
     "big tiff farther": (make.big_tiff(2**64 - 1), CONVERT, "lies beyond the end of the file"),
     "big tiff entries": (file("a.tif", b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**60)), CONVERT, "entries"),
-    "tiff bomb": (tags(pixels=zeros(), compression=8), CONVERT, "a.tif: a page"),
+    "tiff bomb": (tags(pixels=zeros, compression=8), CONVERT, "a.tif: a page"),
     "tiff bomb of zstd": (
-        tags(pixels=numcodecs.Zstd().encode(bytes(GIGABYTE)), compression=50000), CONVERT, "a.tif: a page",
+        tags(pixels=packed("zstd"), compression=50000), CONVERT, "a.tif: a page",
     ),
     "tiff large and compressed": (
-        tags(pixels=zeros(), compression=8, width=2**18, length=2**18, rows=2**18), CONVERT, "takes",
+        tags(pixels=zeros, compression=8, width=2**18, length=2**18, rows=2**18), CONVERT, "takes",
     ),
     "tiff other shape": (
         several(tiffs(3), tiffs(1, start=3, frames=np.ones((1, 5, 6), "u2"))), "convert t o.zarr",
@@ -320,7 +321,7 @@ SOURCES = {
         "convert in/v.h5 o.zarr", "with holes",
     ),
     "h5 virtual bomb": (
-        several(make.virtual("b.h5"), make.inflating([(1, (4,))], bomb_h5 := zeros(), (4, 20, 23)),
+        several(make.virtual("b.h5"), make.inflating([(1, (4,))], zeros, (4, 20, 23)),
                 lambda d: (d / "a.h5").rename(d / "in/b.h5")), "convert in/v.h5 o.zarr", "cannot be read",
     ),
     "h5 claims petabytes": (
@@ -336,8 +337,8 @@ SOURCES = {
     ),
     "h5 filter": (make.inflating([(32845, ())], b"x"), "convert a.h5 o.zarr", "filter 32845 (unnamed), which is not"),
     "h5 filters in a row": (make.inflating([(1, (4,)), (32004, (0,))], b"x"), "convert a.h5 o.zarr", "again by lz4"),
-    "h5 bomb": (make.inflating([(1, (4,))], bomb_h5), "convert a.h5 o.zarr", "cannot be read"),
-    "h5 bomb shuffled": (make.inflating([(2, (2,)), (1, (4,))], bomb_h5), "convert a.h5 o.zarr", "cannot be read"),
+    "h5 bomb": (make.inflating([(1, (4,))], zeros), "convert a.h5 o.zarr", "cannot be read"),
+    "h5 bomb shuffled": (make.inflating([(2, (2,)), (1, (4,))], zeros), "convert a.h5 o.zarr", "cannot be read"),
     "h5 bomb of lz4": (
         make.inflating([(32004, (0,))], struct.pack(">QI", 2**40, 2**30) + b"x" * 99), "convert a.h5 o.zarr",
         "declares 1099511627776 bytes",
@@ -347,17 +348,18 @@ SOURCES = {
         "convert a.h5 o.zarr", "declares 1099511627776 bytes",
     ),
     "h5 bomb of blosc": (
-        make.inflating([(32001, (2, 2, 2, 4096))], numcodecs.Blosc("zstd").encode(bytes(2**29))),
+        make.inflating([(32001, (2, 2, 2, 4096))], packed("blosc", 2**29)),
         "convert a.h5 o.zarr", "declares 536870912 bytes",
     ),
     "h5 bomb of zstd": (
-        make.inflating([(32015, (3,))], numcodecs.Zstd().encode(bytes(GIGABYTE))), "convert a.h5 o.zarr",
+        make.inflating([(32015, (3,))], packed("zstd")), "convert a.h5 o.zarr",
         "inflates to more",
     ),
     "h5 angles not a number": (
         make.angles([0, 1, np.nan, 3, 4, 5, 6, 7, 8]), "convert a.h5 o.zarr", "angle of frame 2 is nan",
     ),
     "h5 angles in miles": (make.angles(range(9), units="miles"), "convert a.h5 o.zarr", "angles in 'miles'"),
+    "h5 endless": (make.endless, "convert a.h5 o.zarr", "the HDF5 library comes to no end with it"),
     "h5 words": (hdf5(dataset([b"a"])), "convert a.h5::data o.zarr", "expected (frame"),
     "h5 group": (hdf5(dataset(FRAMES, "g/d")), "convert a.h5 o.zarr --dataset g", "g is a group"),
     "npy objects": (npy(np.array([make.Executed()], object)), "convert a.npy o.zarr", "never unpickled"),
@@ -398,6 +400,10 @@ SOURCES = {
         "a.edf",
     ),
     "edf negative": (make.edf("Dim_1 = -3 ; Dim_2 = 3 ; DataType = UnsignedShort ; "), "convert a.edf o.zarr", "a.edf"),
+    "edf endless": (
+        make.edf("Dim_9007199254740992 = 23 ; Dim_1 = 3 ; Dim_2 = 3 ; DataType = UnsignedShort ; "),
+        "convert a.edf o.zarr", "the fabio library comes to no end with it",
+    ),
     "edf other file": (
         make.edf("Dim_1 = 3 ; Dim_2 = 3 ; DataType = UnsignedShort ; EDF_BinaryFileName = /etc/passwd ; "),
         "convert a.edf o.zarr", "a.edf",
@@ -449,11 +455,11 @@ OTHERS = {
     "report into a file": (several(make.scan, file("r")), "report scan.zarr --output r --quiet", "r"),
     "report damaged": (array(chunk=b""), "report a.zarr --quiet", "0 bytes; expected 8280"),
     "report of a bomb": (
-        array(chunk=zeros(window_bits=31), codecs=codecs("gzip")), "report a.zarr --quiet", "inflates to more",
+        array(chunk=gzipped, codecs=codecs("gzip")), "report a.zarr --quiet", "inflates to more",
     ),
     "export nothing": (nothing, "export a.zarr out", "does not exist"),
     "export a bomb": (
-        array(chunk=zeros(window_bits=31), codecs=codecs("gzip")), "export a.zarr out", "inflates to more",
+        array(chunk=gzipped, codecs=codecs("gzip")), "export a.zarr out", "inflates to more",
     ),
     "export onto files": (several(make.scan, file("out/x")), "export scan.zarr out", "files that are no export"),
     "export into nothing": (make.scan, "export scan.zarr missing/out", "cannot be created"),

@@ -39,7 +39,7 @@ def open_hdf5(paths: Sequence[Path], dataset: str | None = None, role: roles.Rol
         No or several candidates (listed), or a dataset that reads other files (external storage or
         links, virtual sources outside the folder), misses its filter, or was never written.
     """
-    rehearse(paths, dataset)
+    rehearse("hdf5", paths, dataset)
     found = [describe(path, dataset) for path in paths]
     names = [str(p) for p in paths]
     frames = joined([f.frames for f in found], names)

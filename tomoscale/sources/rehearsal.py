@@ -1,5 +1,5 @@
 """
-Open HDF5 files in another process first: the library may loop for ever, or crash, over a damaged one.
+Open files in another process first where a library may loop for ever, or crash, over a damaged one.
 
 Neither can be caught where it happens. So a process that has little time and memory describes the files in
 the same way as this one will; only if it comes back is it done here.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import resource
 import signal
@@ -19,19 +20,23 @@ from pathlib import Path
 
 from tomoscale.errors import TomoscaleError
 
-CPU_S, CPU_S_EACH = 2, 0.2
-"""Seconds of computing for opening files, and for each of them: waiting for a slow disk does not count."""
+LIBRARIES = {"hdf5": "HDF5", "edf": "fabio"}
+"""By the module that has `describe`."""
+CPU_S = 3
+"""Seconds of computing for one file: waiting for a slow disk does not count."""
 MEMORY = 2**30
 """Bytes beyond the libraries."""
 TOO_LARGE = 3
 
 
-def rehearse(paths: Sequence[Path], dataset: str | None) -> None:
+def rehearse(kind: str, paths: Sequence[Path], dataset: str | None = None) -> None:
     """
-    Make sure that the HDF5 library survives some files.
+    Make sure that a library survives some files.
 
     Parameters
     ----------
+    kind : {"hdf5", "edf"}
+        What they are.
     paths : sequence of Path
         The files.
     dataset : str, optional
@@ -42,46 +47,48 @@ def rehearse(paths: Sequence[Path], dataset: str | None) -> None:
     TomoscaleError
         It would not come to an end, crash, or take too much memory.
     """
-    _rehearsed(tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths if p.is_file()), dataset)
+    _rehearsed(
+        kind, tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths if p.is_file()), dataset
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _rehearsed(files: tuple[tuple[str, int, int], ...], dataset: str | None) -> None:
+def _rehearsed(kind: str, files: tuple[tuple[str, int, int], ...], dataset: str | None) -> None:
     paths = [path for path, _, _ in files]
     done = subprocess.run(
         [sys.executable, "-m", __name__],
-        input=json.dumps({"paths": paths, "dataset": dataset}),
+        input=json.dumps({"kind": kind, "paths": paths, "dataset": dataset}),
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
     )
     if done.returncode == 0:
         return
+    library = f"the {LIBRARIES[kind]} library"
     reached = done.stdout.count("\n")
     where = paths[min(reached, len(paths) - 1)]
     if done.returncode == -signal.SIGXCPU:
-        what = "the HDF5 library comes to no end with it"
+        what = f"{library} comes to no end with it"
     elif done.returncode == TOO_LARGE:
-        what = f"the HDF5 library takes more than {MEMORY / 2**30:.0f} GiB to open it"
+        what = f"{library} takes more than {MEMORY / 2**30:.0f} GiB to open it"
+    elif done.returncode < 0:
+        what = f"{library} crashes over it ({signal.Signals(-done.returncode).name})"
     else:
-        what = f"the HDF5 library crashes over it (status {done.returncode})"
+        said = (done.stderr.splitlines() or ["without a word"])[-1]
+        raise TomoscaleError(f"{where}: the process that was to open it first has failed: {said}")
     raise TomoscaleError(f"{where}: {what}; the file is damaged")
 
 
 def main() -> None:
     """Describe the files that standard input names; print a line for each."""
-    from tomoscale.sources.hdf5 import describe
-
     asked = json.load(sys.stdin)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime + CPU_S + CPU_S_EACH * len(asked["paths"])) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
+    describe = importlib.import_module(f"tomoscale.sources.{asked['kind']}").describe
+    _limit(resource.RLIMIT_CORE, 0)
+    with contextlib.suppress(OSError):  # where there is no /proc, memory is not limited
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY)
     for path in asked["paths"]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_S)
         try:
             describe(Path(path), asked["dataset"])
         except MemoryError:
@@ -89,6 +96,12 @@ def main() -> None:
         except Exception:  # will be said where it is met in earnest
             break
         print(flush=True)
+
+
+def _limit(what: int, value: int) -> None:
+    """Set a limit, below the one that this process was started with."""
+    _, most = resource.getrlimit(what)
+    resource.setrlimit(what, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 if __name__ == "__main__":
