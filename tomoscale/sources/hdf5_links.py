@@ -82,7 +82,7 @@ def datasets(file: Any) -> tuple[dict[str, Any], dict[str, str]]:
             seen.add(place)
             if isinstance(item, h5py.Group):
                 queue.append(item)
-            elif isinstance(item, h5py.Dataset) and item.shape is not None and _has_type(item):
+            elif isinstance(item, h5py.Dataset) and item.shape and _has_type(item):  # a scalar is no frame
                 found[path] = item
     return found, outside
 
