@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 
 from tomoscale import buffers
 from tomoscale.blocks import MIB, Index, Window, shape_of
+from tomoscale.durable import Stored, make_folder, sync_folder, write_object
 from tomoscale.errors import DamagedError
 from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
@@ -231,7 +231,7 @@ class ChunkFiles:
                 key = self.key(index)
                 path = self.folder / key
                 if path.parent not in folders:
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    make_folder(path.parent, self.folder)
                     folders.add(path.parent)
                 encoded = self.encode(part)
                 _IN_FLIGHT.acquire()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from tomoscale.chunks import PARTIAL, Stored
+from tomoscale.durable import PARTIAL, Stored, sync_folder
 from tomoscale.errors import DamagedError
 from tomoscale.record import is_inside
 
@@ -34,6 +34,7 @@ def write(node: Path, objects: Iterable[Stored]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(node)
 
 
 def read(node: Path) -> dict[str, Stored]:

@@ -231,3 +231,14 @@ def _check(folder: Path, info: ArrayInfo) -> None:
         raise TomoscaleError(
             f"{folder}: shape {info.shape} claims {count:.2e} chunks {info.chunks}; at most {MAX_CHUNKS:.0e} are read"
         )
+
+
+def differences(then: Any, now: Any, name: str = "") -> list[str]:
+    """List what two headers do not share; where an input lies is no difference."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        found = []
+        for key in sorted({*then, *now}):
+            if not (name.startswith("inputs") and key == "path"):
+                found += differences(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        return found
+    return [] if then == now else [f"{name} was {then!r} and is now {now!r}"]

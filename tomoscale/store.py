@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from tomoscale import metadata, record
-from tomoscale.chunks import ChunkFiles, sync_folder
+from tomoscale.chunks import ChunkFiles
+from tomoscale.durable import sync_folder
 from tomoscale.errors import TomoscaleError
 from tomoscale.volume import ArrayVolume, CroppedVolume, StoredVolume, Volume, crop, outermost_group
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tomoscale import blocks, cluster, manifest, run, store
-from tomoscale.chunks import Stored, measure
+from tomoscale.durable import Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.grid import spans
 from tomoscale.journal import Job
