@@ -13,11 +13,11 @@ from tomoscale import blocks, columns
 from tomoscale.blocks import Field, Index, Piece
 from tomoscale.clean import (
     FRAME_SCRATCH,
-    HOT_REACH,
     SCRATCH,
     Options,
     Windows,
     clean_columns,
+    in_bands,
     is_ranked,
     prepare,
 )
@@ -138,11 +138,11 @@ def remove(
     shape = _scan_shape(frames)
     offset = _dark_of(frames, dark)
     where = margin_of(shape[1:], margin, margin_roi, margin_mask)
-    reach = smoothing // 2 + (HOT_REACH if hot_pixels else 0)
+    options = Options(ranking, smoothing, hot_pixels, np.dtype(dtype))
     cut = columns.cut(
         shape,
         (frames.chunks[0], frames.chunks[1], frames.chunks[2]),
-        halo=(half_window + step, reach, reach),
+        halo=(half_window + step, options.reach, options.reach),
         step=step,
         itemsize=(
             frames.dtype.itemsize + _bytes_of_copy(frames.dtype),
@@ -154,7 +154,6 @@ def remove(
     )
     _warn_of_chunks(frames, cut)
     level = margin_level(frames, offset, where)
-    options = Options(ranking, smoothing, hot_pixels, np.dtype(dtype))
     made = _clean_all(frames, offset, level if where else None, cut, half_window, options)
     ready = functools.partial(
         prepare, frames.dtype, None if offset is None else offset.dtype, where is not None, options
@@ -286,7 +285,7 @@ def _clean_all(
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
     copies = _bytes_of_copy(frames.dtype) + (4 if options.hot_pixels else 0)
     scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + cut.around * copies
-    return blocks.map_blocks(clean_columns, arguments, fields, small=small, scratch=scratch)
+    return blocks.map_blocks(clean_columns, arguments, fields, small=small, scratch=scratch, cut=in_bands)
 
 
 def windows(n_frames: int, half_window: int, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tomoscale.call import Call, Part, Piece, Source
 from tomoscale.grid import (
     CHUNK_BYTES,
     MIB,
@@ -45,6 +46,7 @@ __all__ = [
     "Cost",
     "Field",
     "Index",
+    "Part",
     "Piece",
     "Resources",
     "Source",
@@ -66,34 +68,6 @@ __all__ = [
     "volume_chunks",
     "volume_of",
 ]
-
-
-class Source(Protocol):
-    """Anything that a window can be read from: a stored volume, an array, a set of detector files."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    @property
-    def chunks(self) -> tuple[int, ...]: ...
-    def read(self, window: Window) -> np.ndarray: ...
-    def at(self, window: Window) -> Piece: ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A window of a source, read when its task runs."""
-
-    source: Source
-    window: Window
-
-    def load(self) -> np.ndarray:
-        return self.source.read(self.window)
-
-    @property
-    def nbytes(self) -> int:
-        return volume_of(self.window) * self.source.dtype.itemsize
 
 
 # ---------------------------------------------------------------- lazy blocks
@@ -138,22 +112,6 @@ class Cost:
     written: int
 
 
-@dataclass(frozen=True)
-class Call:
-    """A block function with its arguments; pieces are read when it is called."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-    def __call__(self, *small: Any) -> Any:
-        loaded = [a.load() if isinstance(a, Piece) else a for a in self.arguments]
-        return self.function(*loaded, *small)
-
-    @property
-    def pieces(self) -> list[Piece]:
-        return [a for a in self.arguments if isinstance(a, Piece)]
-
-
 @cache
 def _layer_class() -> type:
     """Make the class on first use, since Dask takes long to import."""
@@ -181,6 +139,7 @@ def map_blocks(
     *,
     small: Sequence[da.Array] = (),
     scratch: int = 0,
+    cut: Callable[..., Sequence[Part]] | None = None,
 ) -> dict[str, da.Array]:
     """
     Apply a function to every block of a grid, one task each.
@@ -198,6 +157,8 @@ def map_blocks(
         Results of `once`, handed whole to every block.
     scratch : int
         Bytes that the function holds beyond its input and output.
+    cut : callable, optional
+        How to take a block in parts, for a memory that does not hold what it needs at once; see `Call`.
 
     Returns
     -------
@@ -214,7 +175,7 @@ def map_blocks(
     assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"
     assert all(a.npartitions == 1 for a in small), "small arrays come from `once`"
     keys = [(a.name,) + (0,) * a.ndim for a in small]
-    calls = {i: Call(function, arguments(i)) for i in np.ndindex(*grid)}
+    calls = {i: Call(function, arguments(i), cut) for i in np.ndindex(*grid)}
     cost = _cost(calls.values(), fields.values(), scratch)
 
     shared = make_layer({(name, *i): (call, *keys) for i, call in calls.items()})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from tomoscale import buffers, kernels
+from tomoscale.call import Part, Piece
 from tomoscale.grid import spans
 
 STRIP = 512
@@ -38,6 +40,11 @@ class Options(NamedTuple):
     smoothing: int
     hot_pixels: bool
     dtype: np.dtype
+
+    @property
+    def reach(self) -> int:
+        """Pixels around a block that its result depends on."""
+        return self.smoothing // 2 + (HOT_REACH if self.hot_pixels else 0)
 
 
 def clean_columns(
@@ -76,6 +83,28 @@ def clean_columns(
         cleaned, None, None, zero, np.zeros_like(group), max(1, options.smoothing), out, crop=where.crop
     )
     return out, background[:, *own].copy(), hot[:, *own].astype(np.uint8)
+
+
+def in_bands(n: int, frames: Piece, dark: Piece | None, where: Windows, options: Options) -> list[Part]:
+    """Cut the arguments of a block into bands of its rows, each with its halo."""
+    rows, around = where.shape[0], frames.window[1]
+    first = around.start + where.crop[0]
+    parts: list[Part] = []
+    for band in (slice(rows * i // n, rows * (i + 1) // n) for i in range(n if n <= rows else 0)):
+        grown = slice(
+            max(around.start, first + band.start - options.reach),
+            min(around.stop, first + band.stop + options.reach),
+        )
+        inside = where._replace(
+            crop=(first + band.start - grown.start, where.crop[1]),
+            shape=(band.stop - band.start, where.shape[1]),
+        )
+        pieces = [
+            None if p is None else replace(p, window=(*p.window[:-2], grown, p.window[-1]))
+            for p in (frames, dark)
+        ]
+        parts.append(((*pieces, inside, options), (slice(None), band)))
+    return parts
 
 
 def is_ranked(dtype: np.dtype) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from tomoscale import blocks, sources, store
-from tomoscale.blocks import Field
+from tomoscale.blocks import Field, Part, Piece
 from tomoscale.errors import TomoscaleError
 from tomoscale.export import is_export, to_tiff
 from tomoscale.operation import operation
@@ -215,12 +217,24 @@ def _lazy(stack: store.Volume, kind: str, chunks: Shape3 | None) -> Any:
 
     scratch = sources.held_by(stack) - (nbytes if _is_direct(stack) else 0)
     field = Field(stack.dtype, grid, stored)
-    return blocks.map_blocks(_convert, arguments, {"frames": field}, scratch=scratch)["frames"]
+    made = blocks.map_blocks(_convert, arguments, {"frames": field}, scratch=scratch, cut=_in_bands)
+    return made["frames"]
 
 
 def _convert(band: np.ndarray) -> np.ndarray:
     """Hand a band of frames through: what was read is what is written."""
     return band
+
+
+def _in_bands(n: int, band: Piece) -> list[Part]:
+    """Cut the frames of a block into n parts."""
+    frames, *pixels = band.window
+    length = frames.stop - frames.start
+    ends = [length * i // n for i in range(n + 1)] if n <= length else []
+    return [
+        ((replace(band, window=(slice(frames.start + a, frames.start + b), *pixels)),), (slice(a, b),))
+        for a, b in itertools.pairwise(ends)
+    ]
 
 
 def _is_direct(stack: store.Volume) -> bool:
