@@ -14,8 +14,8 @@ from conftest import small_scan, write_scan
 from tomoscale import background, manifest, run, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cli import main
-from tomoscale.durable import measure
 from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
+from tomoscale.objects import measure
 from tomoscale.verify import verify
 
 

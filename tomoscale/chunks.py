@@ -24,11 +24,10 @@ import numpy as np
 
 from tomoscale import buffers
 from tomoscale.blocks import MIB, Index, Window, shape_of
-from tomoscale.durable import Stored, make_folder, sync_folder, write_object
 from tomoscale.errors import DamagedError
 from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
-from tomoscale.objects import PARTIAL, Stored, checksum, measure, read_object, sync_folder, write_object
+from tomoscale.objects import Stored, make_folder, read_object, sync_folder, write_object
 
 __all__ = ["PARTIAL", "ChunkFiles", "Stored", "blosc", "checksum", "measure", "sync_folder", "write_object"]
 

@@ -11,16 +11,17 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import cyclopts
 from cyclopts import App, Parameter
 
-from tomoscale import TOPICS
+from tomoscale import TOPICS, lock
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError, bad_input
 from tomoscale.how import How
 from tomoscale.parameters import Grid, Rect, Span, Volume
+from tomoscale.signals import interruptible
 from tomoscale.values import at_home, joined, numbers, rects, span, spans
 
 LONGEST = 4000
@@ -213,15 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit status: 0 complete, 2 bad input or parameters, 3 failed blocks, 75 interrupted and resumable.
     """
-    from tomoscale import schedule
-
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    # When we leave at a signal, a helper of multiprocessing removes what is left, and would say so on standard error.
+    sys.warnoptions.append("ignore:resource_tracker")
     given = [at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        with schedule.interruptible():
+        with interruptible(_leave):
             result = build()(
                 joined(given, functions()),
                 exit_on_error=False,
@@ -229,10 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result_action="return_value",
             )
     except InterruptedRunError as error:
-        _say(error)
-        sys.stdout.flush()
-        # Workers see that we are gone; an orderly farewell may take them longer than is left.
-        os._exit(error.exit_status)
+        _leave(str(error))
     except (TomoscaleError, cyclopts.CycloptsError) as error:
         if found := getattr(error, "found", None):
             _print(json.dumps(found, indent=1))
@@ -247,6 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result is not None:
         _print(json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result))
     return 0
+
+
+def _leave(message: str) -> NoReturn:
+    """Leave at once, with a lock for nobody; workers see that we are gone."""
+    os.write(2, f"tomoscale: {message}\n".encode())
+    lock.let_go()
+    os._exit(InterruptedRunError.exit_status)
 
 
 def _print(text: str) -> None:

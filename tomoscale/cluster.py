@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from tomoscale import buffers
+from tomoscale import buffers, remote
 from tomoscale.access import Access
-from tomoscale.errors import TomoscaleError
+from tomoscale.errors import BlocksFailedError, TomoscaleError
 from tomoscale.progress import human_bytes
+from tomoscale.signals import interruptible
 
 WORKER_ENVIRONMENT = {
     # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
@@ -31,6 +32,8 @@ BASE_BYTES = 250_000_000
 BLOCK_FACTOR = 1.15
 USABLE = 0.7
 LOCAL = Access()
+START_ATTEMPTS = 5
+"""Dask gives up when one worker dies while it starts."""
 MOST_BLOCK_BYTES = 1_600_000_000
 SETTINGS: dict[str, Any] = {
     "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
@@ -39,7 +42,18 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.95,
     "distributed.scheduler.worker-saturation": 1.0,
+    # A block that kills its worker is tried three times; a worker that hangs is replaced within two minutes.
+    "distributed.scheduler.allowed-failures": 2,
+    "distributed.scheduler.worker-ttl": "60 s",
 }
+
+
+class Started(NamedTuple):
+    """Workers that run: what takes calls, the dashboard's address, and what says that they are in trouble."""
+
+    executor: Executor
+    dashboard: str | None = None
+    trouble: Callable[[], str | None] = lambda: None
 
 
 @dataclass
@@ -50,7 +64,7 @@ class Connection:
     Parameters
     ----------
     start : callable
-        Starts the workers: from a stack that will stop them to an executor and the dashboard's address.
+        Starts the workers, and puts what will stop them on a stack.
     workers, threads : int
         Worker processes, and threads of each.
     memory : int
@@ -59,7 +73,7 @@ class Connection:
         For people: what it is.
     """
 
-    start: Callable[[ExitStack], tuple[Executor, str | None]]
+    start: Callable[[ExitStack], Started]
     workers: int
     threads: int
     memory: int
@@ -67,18 +81,22 @@ class Connection:
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @functools.cached_property
-    def _started(self) -> tuple[Executor, str | None]:
+    def _started(self) -> Started:
         return self.start(self._stack)
 
     @property
     def executor(self) -> Executor:
         """What takes calls; its futures may be waited for with `concurrent.futures.wait`."""
-        return self._started[0]
+        return self._started.executor
 
     @property
     def dashboard(self) -> str | None:
         """Address of Dask's dashboard, if there is one."""
-        return self._started[1]
+        return self._started.dashboard
+
+    def trouble(self) -> str | None:
+        """Say why no result will come any more; None while nothing is wrong."""
+        return self._started.trouble()
 
     @property
     def slots(self) -> int:
@@ -142,7 +160,8 @@ def connect(
     try:
         yield connection
     finally:
-        connection.close()
+        with interruptible() as signals, signals.noted():
+            connection.close()
 
 
 def _connection(
@@ -160,7 +179,18 @@ def _connection(
             lambda stack: _local(stack, workers, threads, each, access), workers, threads, each, where
         )
     if "://" in scheduler:
-        return _remote(scheduler, access)
+        given = {"--workers": workers, "--threads": threads, "--memory": memory}
+        if any(given.values()):
+            names = ", ".join(name for name, value in given.items() if value)
+            raise TomoscaleError(f"scheduler {scheduler}: its workers are there already; leave out {names}")
+        client = remote.connected(scheduler, access)
+        try:
+            connection = of_client(client)
+        except BaseException:
+            client.close()
+            raise
+        connection._stack.enter_context(client)
+        return connection
     raise TomoscaleError(
         f"scheduler {scheduler!r}; expected local, threads, or an address such as tls://host:8786"
     )
@@ -177,49 +207,37 @@ def machine_memory() -> int:
     return int(MEMORY_LIMIT)
 
 
-def _threads(stack: ExitStack, threads: int) -> tuple[Executor, None]:
+def _threads(stack: ExitStack, threads: int) -> Started:
     executor = ThreadPoolExecutor(threads, thread_name_prefix="tomoscale-block")
     stack.callback(buffers.clear)
     stack.callback(executor.shutdown, wait=False, cancel_futures=True)
-    return executor, None
+    return Started(executor)
 
 
-def _local(
-    stack: ExitStack, workers: int, threads: int, memory: int, access: Access
-) -> tuple[Executor, str | None]:
+def _local(stack: ExitStack, workers: int, threads: int, memory: int, access: Access) -> Started:
     import dask
     from distributed import Client, LocalCluster
 
     stack.enter_context(dask.config.set(SETTINGS))
-    cluster = stack.enter_context(
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            memory_limit=memory,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0" if access.dashboard else None,
-            silence_logs=logging.CRITICAL,  # a failed block is named by the run, in one line,
-        )
-    )
+    for attempt in range(START_ATTEMPTS):
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=threads,
+                memory_limit=memory,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0" if access.dashboard else None,
+                silence_logs=logging.CRITICAL,  # a failed block is named by the run, in one line
+            )
+            break
+        except Exception as error:  # whatever became of a process that was starting
+            if attempt == START_ATTEMPTS - 1:
+                raise BlocksFailedError(
+                    f"the local workers do not start: {_cause(error)}; run the same command again to go on"
+                ) from None
+    stack.enter_context(cluster)
     client = stack.enter_context(Client(cluster, set_as_default=False))
-    return _executor(client), client.dashboard_link if access.dashboard else None
-
-
-def _remote(address: str, access: Access) -> Connection:
-    from distributed import Client
-
-    security = access.security(address)
-    try:
-        client = Client(address, timeout=20, set_as_default=False, security=security)
-    except (
-        OSError,
-        TimeoutError,
-        ValueError,
-    ) as error:  # certificates that cannot be read are of the last kind
-        raise TomoscaleError(f"scheduler {address}: no answer ({error})") from None
-    connection = of_client(client)
-    connection._stack.enter_context(client)
-    return connection
+    return _of(client, access.dashboard)
 
 
 def of_client(client: Any) -> Connection:
@@ -239,21 +257,28 @@ def of_client(client: Any) -> Connection:
     Raises
     ------
     TomoscaleError
-        There are none.
+        There are none, or they have other versions than this process.
     """
     found = list(client.scheduler_info(n_workers=-1)["workers"].values())
     if not found:
         raise TomoscaleError("the Dask cluster has no workers; start some, or wait for them")
+    remote.check_versions(client)
     threads = max(w["nthreads"] for w in found)
     memory = min((w["memory_limit"] or machine_memory()) for w in found)
     where = f"{len(found)} workers of {threads} threads at {client.scheduler.address}"
-    return Connection(
-        lambda stack: (_executor(client), client.dashboard_link), len(found), threads, int(memory), where
-    )
+    return Connection(lambda stack: _of(client), len(found), threads, int(memory), where)
 
 
-def _executor(client: Any) -> Executor:
-    return client.get_executor(pure=False, retries=0)
+def _cause(error: BaseException) -> str:
+    """Return what an error came from in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+def _of(client: Any, dashboard: bool = True) -> Started:
+    executor = client.get_executor(pure=False, retries=0)
+    return Started(executor, client.dashboard_link if dashboard else None, remote.Pulse(client).trouble)
 
 
 @contextmanager

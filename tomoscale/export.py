@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tomoscale import blocks, cluster, metadata, store
-from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError, bad_input
+from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
 from tomoscale.parameters import Volume
 from tomoscale.progress import Progress, human_bytes
@@ -92,11 +92,7 @@ def to_tiff(
         quiet = getattr(how, "quiet", how is None)
         with Progress("export", len(tasks), block_bytes=each, quiet=quiet) as progress:
             outcome = execute(tasks, workers, lambda task, n: progress.advance(worked=n > 0))
-    if outcome.interrupted:
-        raise InterruptedRunError(f"{outcome.interrupted}: stopped; run the same command again to go on")
-    if outcome.failed:
-        label, error = next(iter(outcome.failed.items()))
-        raise BlocksFailedError(f"export: {len(outcome.failed)} bands failed, first frames {label}: {error}")
+    outcome.check(f"export of {source.identity()['path']}")
     return folder
 
 

@@ -57,8 +57,9 @@ def describe(path: str | Path) -> dict[str, Any]:
     -------
     dict
         `path`, `complete` (None for what tomoscale did not write), `arrays` (by name: shape, dtype, chunks,
-        codecs, bytes, stored bytes, chunks missing), `tables`, `history`; of an unfinished run also `run`:
-        its operation and parameters, the share of each array that is written, and who writes.
+        codecs, bytes, stored bytes, chunks missing), `lost` (names of arrays whose metadata are gone), `tables`,
+        `history`; of an unfinished run also `run`: its operation and parameters, the share of each array that is
+        written, and who writes.
 
     Raises
     ------
@@ -83,6 +84,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "path": str(folder),
         "complete": record.get("complete") if record else None,
         "arrays": {name or folder.name: _array(folder / name, ours=bool(record)) for name in names},
+        "lost": [name for name in record.get("arrays", ()) if kind == "group" and name not in names],
         "tables": _tables(folder),
         "history": list(record.get("history", [])),
     }
@@ -228,8 +230,8 @@ def state(found: Mapping[str, Any]) -> str:
         return "not written by tomoscale: no history, and nothing tells whether it is complete"
     missing = {n: a["missing"] for n, a in found["arrays"].items() if a["missing"]}
     if found["complete"]:
-        lost = ", ".join(f"{n} chunks of {name}" for name, n in missing.items())
-        return f"complete, but {lost} are missing; see `tomoscale verify`" if missing else "complete"
+        lost = [*(f"{n} chunks of {name}" for name, n in missing.items()), *found["lost"]]
+        return f"complete, but {', '.join(lost)} are missing; see `tomoscale verify`" if lost else "complete"
     run = found.get("run")
     if run is None:
         return "not complete"

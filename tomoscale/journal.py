@@ -14,6 +14,7 @@ lists the metadata and these manifests.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,9 +29,10 @@ from typing import Any
 import numpy as np
 
 from tomoscale import lock, manifest, store
-from tomoscale.chunks import PARTIAL, ChunkFiles, Stored, measure, sync_folder
+from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
-from tomoscale.metadata import read_json
+from tomoscale.metadata import differences, read_json
+from tomoscale.objects import PARTIAL, Stored, measure, sync_folder
 
 FOLDER = ".tomoscale"
 
@@ -38,7 +40,7 @@ Record = dict[str, list[Stored]]
 """Field -> its stored objects, of one block."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
     """
     An unfinished result and its record.
@@ -47,9 +49,12 @@ class Job:
     ----------
     target : Path
         Where the complete result will be.
+    fingerprint : int, optional
+        Checksum of what the run that has begun here makes.
     """
 
     target: Path
+    fingerprint: int | None = None
 
     @property
     def root(self) -> Path:
@@ -86,21 +91,23 @@ class Job:
         """
         lock.take(self.lock, self.target)
         try:
-            return self._begin(header, overwrite)
+            resumed = self._begin(header, overwrite)
+            self.fingerprint = self._fingerprint()
+            return resumed
         except BaseException:
             self.release()
             raise
 
     def _begin(self, header: Mapping[str, Any], overwrite: bool) -> bool:
         resumed = False
-        if (self.folder / "job.json").is_file():
-            differences = _differences(read_json(self.folder / "job.json"), json.loads(json.dumps(header)))
-            if differences and not overwrite:
+        if (earlier := self._earlier(overwrite)) is not None:
+            unlike = differences(earlier, json.loads(json.dumps(header)))
+            if unlike and not overwrite:
                 raise TomoscaleError(
-                    f"{self.target}: an unfinished run was started differently: {'; '.join(differences)}; "
+                    f"{self.target}: an unfinished run was started differently: {'; '.join(unlike)}; "
                     "give the same parameters to go on, or --overwrite to start again"
                 )
-            resumed = not differences
+            resumed = not unlike
         if not resumed and self.root.exists():
             if not overwrite and not self.folder.is_dir() and any(self.root.iterdir()):
                 raise TomoscaleError(f"{self.root}: exists and is not an unfinished run; move it away")
@@ -138,6 +145,20 @@ class Job:
         finally:
             self.release()
 
+    def _earlier(self, overwrite: bool) -> dict[str, Any] | None:
+        """Return the header of the run that began here; None if there is none, or it is to be replaced anyway."""
+        path = self.folder / "job.json"
+        try:
+            if path.is_file():
+                return read_json(path)
+            if not any(self.folder.glob("blocks-*.jsonl")):
+                return None
+            raise TomoscaleError(f"{path}: is missing, and with it what the finished blocks belong to")
+        except TomoscaleError as error:
+            if overwrite:
+                return None
+            raise TomoscaleError(f"{error}; give --overwrite to start again") from None
+
     @property
     def lock(self) -> Path:
         """Who writes now; beside the result, since the result's folder may be replaced."""
@@ -147,9 +168,28 @@ class Job:
     def _replaced(self) -> Path:
         return self.target.with_name(f".{self.target.name}.replaced")
 
-    def beat(self) -> None:
-        """Show other hosts that this run is alive."""
-        lock.beat(self.lock)
+    def _fingerprint(self) -> int:
+        return measure(self.folder / "job.json").crc
+
+    def check_fingerprint(self) -> None:
+        """
+        Make sure that blocks of this run still belong here, for a worker that stood still for long.
+
+        Raises
+        ------
+        OSError
+            The result is complete, or was removed.
+        TomoscaleError
+            Another run, of other parameters, has begun in its place.
+        """
+        if self._fingerprint() != self.fingerprint:
+            raise TomoscaleError(
+                f"{self.target}: another run has begun here; this block is of an earlier one"
+            )
+
+    def check(self) -> None:
+        """Make sure that no other run has taken the output."""
+        lock.check(self.lock)
 
     def release(self) -> None:
         """Let another run take the output."""
@@ -194,7 +234,7 @@ class Job:
                 raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
             array = self.root / name
             manifest.write(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
-        store.write_json(self.root / "zarr.json", _group(attributes))
+        store.create_group(self.root, attributes)
         groups = {p for name in files for p in PurePosixPath(name).parents}
         keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{manifest.FILE}" for name in files]
         manifest.write(self.root, [measure(self.root / key, key) for key in keys])
@@ -239,7 +279,11 @@ class Job:
         """Record a finished block, durably."""
         line = json.dumps({"block": block, "time": round(time.time(), 3), "objects": record}) + "\n"
         descriptor = _journal_of_this_process(self.folder)
-        os.write(descriptor, line.encode())
+        with _appending:
+            end = os.fstat(descriptor).st_size
+            if os.write(descriptor, line.encode()) < len(line):
+                os.ftruncate(descriptor, end)  # or the next line would be torn as well
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         os.fsync(descriptor)
 
     # ------------------------------------------------------------ small results
@@ -263,7 +307,7 @@ class Job:
 
 
 _journals: dict[str, int] = {}
-_opening = threading.Lock()
+_opening, _appending = threading.Lock(), threading.Lock()
 
 
 def _journal_of_this_process(folder: Path) -> int:
@@ -280,18 +324,3 @@ def _journal_of_this_process(folder: Path) -> int:
         sync_folder(folder)
         _journals[key] = descriptor
         return descriptor
-
-
-def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-
-
-def _differences(then: Any, now: Any, name: str = "") -> list[str]:
-    """List what two headers do not share; where an input lies is no difference."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        found = []
-        for key in sorted({*then, *now}):
-            if not (name.startswith("inputs") and key == "path"):
-                found += _differences(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-        return found
-    return [] if then == now else [f"{name} was {then!r} and is now {now!r}"]

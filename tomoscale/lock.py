@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,12 @@ from typing import Any, TextIO
 from tomoscale.errors import TomoscaleError
 
 STALE_AFTER_S = 120
-"""Age of a lock of another host at which its run counts as gone; a run touches it several times per second."""
+"""Age of a lock of another host at which its run counts as gone."""
+BEAT_S = 10.0
+"""A run touches its lock this often."""
+
+_held: set[Path] = set()
+"""Locks of this process."""
 
 
 def take(lock: Path, target: Path) -> None:
@@ -49,6 +55,7 @@ def take(lock: Path, target: Path) -> None:
         file.seek(0)
         file.truncate()
         json.dump(myself(), file)
+        _held.add(lock)
 
 
 @contextlib.contextmanager
@@ -66,16 +73,50 @@ def _opened(lock: Path) -> Iterator[TextIO]:
                 return
 
 
-def beat(lock: Path) -> None:
-    """Show other hosts that this run is alive."""
+@contextlib.contextmanager
+def beating(lock: Path) -> Iterator[None]:
+    """Show other hosts that this run is alive, whatever it does: compiling, computing or finishing."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT_S):
+            with contextlib.suppress(OSError):
+                os.utime(lock)
+
+    thread = threading.Thread(target=beat, name="tomoscale-lock", daemon=True)
+    thread.start()
     try:
-        os.utime(lock)
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def check(lock: Path) -> None:
+    """
+    Make sure that the output is still ours.
+
+    Raises
+    ------
+    TomoscaleError
+        The lock is gone, or another run took it over while this one stood still.
+    """
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TomoscaleError(f"{lock}: was taken away while its output was being written") from None
+    except (OSError, ValueError):
+        return  # storage that fails for a moment, or another run that looks at the lock
+    if not _is_ours(owner):
+        raise TomoscaleError(
+            f"{lock}: process {owner.get('pid')} on {owner.get('host')} writes the output now; this one stood still "
+            "for too long"
+        )
 
 
 def release(lock: Path) -> None:
     """Let another run take the output; a lock of another process stays."""
+    _held.discard(lock)
     if not lock.exists():
         return
     with _opened(lock) as file:
@@ -83,8 +124,20 @@ def release(lock: Path) -> None:
             owner = json.loads(file.read() or "{}")
         except ValueError:
             owner = {}
-        if not owner or (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
+        if not owner or _is_ours(owner):
             lock.unlink(missing_ok=True)
+
+
+def let_go() -> None:
+    """Release all locks of this process at once, for one that leaves at a signal."""
+    for lock in _held:
+        with contextlib.suppress(OSError, ValueError):
+            if _is_ours(json.loads(lock.read_text(encoding="utf-8"))):
+                lock.unlink()
+
+
+def _is_ours(owner: Mapping[str, Any]) -> bool:
+    return (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid())
 
 
 def myself() -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import google_crc32c
 
-from tomoscale.durable import PARTIAL, Stored, sync_folder
 from tomoscale.errors import DamagedError
+from tomoscale.objects import PARTIAL, Stored, sync_folder
 from tomoscale.record import is_inside
 
 FILE = ".manifest.jsonl"

@@ -119,6 +119,20 @@ def checksum(*pieces: bytes) -> int:
     return crc
 
 
+def make_folder(folder: Path, inside: Path) -> None:
+    """
+    Make a folder durably, inside another that must be there.
+
+    A worker that wakes up after its run is over must not bring back the folder of an unfinished result.
+    """
+    if folder == inside or folder.is_dir():
+        return
+    make_folder(folder.parent, inside)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -30,6 +30,12 @@ class Origin:
     inputs: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def who(self) -> str:
+        """The operation and its first input, for errors."""
+        path = next((i["path"] for i in self.inputs.values() if i.get("path")), None)
+        return self.operation + (f" of {path}" if path else "")
+
 
 def operation(command: str, *, instead: Any = None) -> Callable[[Function], Function]:
     """

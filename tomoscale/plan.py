@@ -102,6 +102,13 @@ class Plan:
             lines.append(f"  output             {target} ({human_bytes(free)} free)")
         return "\n".join(lines)
 
+    def share(self, connection: Connection) -> str:
+        """Say what a block takes of a worker, for one that had too little memory."""
+        return (
+            f"{human_bytes(self.block_bytes)} per block as planned, {human_bytes(connection.memory)} per worker; try a "
+            "larger --memory, or fewer --workers or --threads"
+        )
+
     def check_memory(self, connection: Connection) -> None:
         """
         Refuse a plan that does not fit the workers.

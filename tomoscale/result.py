@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks
+from tomoscale import blocks, store
 from tomoscale.blocks import Cost
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import Origin, fields_of, versions
@@ -156,6 +157,13 @@ class Result:
             if "image" in _facts(array):
                 return name, _facts(array)
         return None
+
+    def scale(self, root: Path) -> tuple[float, float, float]:
+        """Return degrees per frame where the angles are known; pixels have no unit."""
+        if "omega" not in self.arrays:
+            return 1.0, 1.0, 1.0
+        omega = store.open_volume(root / "omega", allow_incomplete=True).whole()
+        return (float(omega[-1] - omega[0]) / max(1, len(omega) - 1) or 1.0), 1.0, 1.0
 
 
 def _facts(value: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ run that is stopped at any moment goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -18,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, schedule, store, worker
-from tomoscale.chunks import ChunkFiles, Stored
+from tomoscale import blocks, cluster, lock, store, worker
+from tomoscale.chunks import ChunkFiles
 from tomoscale.cluster import Connection
-from tomoscale.errors import TomoscaleError
+from tomoscale.errors import BlocksFailedError, TomoscaleError
 from tomoscale.journal import Job
+from tomoscale.objects import Stored
 from tomoscale.plan import Plan, check_place, check_replaced
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
-from tomoscale.schedule import Task, execute
+from tomoscale.schedule import Outcome, Task, execute, is_full, retried
+from tomoscale.signals import interruptible
 
 
 def write(
@@ -80,7 +83,7 @@ def write(
     if target.exists() and not overwrite and not dry_run:
         raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
     check_replaced(target)
-    with schedule.interruptible(), cluster.current(connection) as workers:
+    with interruptible(), cluster.current(connection) as workers:
         writing.say(writing.plan.describe(workers, target))
         writing.plan.check_memory(workers)
         warning = writing.plan.check_disk(target)
@@ -93,6 +96,12 @@ def write(
                 if type(error) is TomoscaleError and writing.is_new:
                     writing.job.forget()
                 raise
+            except OSError as error:
+                hint = "free some space, then " if is_full(error) else ""
+                raise BlocksFailedError(
+                    f"{target}: {error.strerror or error} ({error.filename or 'while it was written'}); {hint}the same "
+                    "command goes on there"
+                ) from None
     return target
 
 
@@ -124,6 +133,7 @@ class _Writing:
         self.begin = time.monotonic()
         self.peak_bytes = 0
         self.is_new = False
+        self.parts = 1
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -132,7 +142,9 @@ class _Writing:
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
         resumed = self.job.begin(self.result.header(), overwrite=overwrite)
         self.is_new = not resumed
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.job.release)
+            stack.enter_context(lock.beating(self.job.lock))
             self.prepare()
             if workers.dashboard:
                 self.say(f"  dashboard          {workers.dashboard}")
@@ -143,16 +155,23 @@ class _Writing:
                 self.say(f"going on where an earlier run stopped: {n_objects} objects are written")
             graph = self.result.graph()
             first = self.compute_first(graph, workers)
+            outcome = Outcome()
             for number, one in enumerate(self.plan.passes, 1):
-                later = sum(p.n_blocks for p in self.plan.passes[number:])
-                self.execute(one, list(self.tasks(one, graph, files, done)), workers, keep_going, later)
+                tasks = list(self.tasks(one, graph, files, done))
+                outcome += self.execute(one, tasks, workers, keep_going)
+                if outcome.stopped or not keep_going:
+                    outcome.check(
+                        self.origin.who,
+                        sum(p.n_blocks for p in self.plan.passes[number:]),
+                        self.plan.share(workers),
+                    )
+            outcome.check(self.origin.who, 0, self.plan.share(workers))
             for name, array in {**first, **self.result.small}.items():
-                self.job.append(name, {name: files[name].write((0,) * array.ndim, array)})
+                stored = retried(files[name].write, (0,) * array.ndim, array)
+                retried(self.job.append, name, {name: stored})
             self.write_tables()
-            with schedule.interruptible() as signals, signals.noted():
+            with interruptible() as signals, signals.noted():
                 self.job.finish(files, self.attributes())
-        finally:
-            self.job.release()
         self.say(
             f"complete: {self.job.target} ({time.monotonic() - self.begin:.1f} s, "
             f"at most {human_bytes(self.peak_bytes)} per worker)"
@@ -204,8 +223,8 @@ class _Writing:
                         parts[task.label] = part
                         progress.advance()
 
-                    execute(tasks, workers, done, tick=self.job.beat).check(
-                        self.origin.operation, self.plan.n_blocks
+                    execute(tasks, workers, done, tick=self.job.check).check(
+                        self.origin.who, self.plan.n_blocks, self.plan.share(workers)
                     )
                 kept = blocks.assemble(array.numblocks, [parts[label] for label in indices])
                 self.job.keep_once(number, kept)
@@ -227,38 +246,32 @@ class _Writing:
             def make(index: tuple[int, ...] = index) -> Any:
                 keys = [(a.name, *index) for a in one.arrays.values()]
                 places = worker.places_of(one, files, index)
-                wanted = {p.field: [done.get(p.field, {}).get(k) for k in p.keys()] for p in places}
-                record = None if any(None in objects for objects in wanted.values()) else wanted
                 return worker.write_block, (
                     cull(graph, keys)[0],
                     keys,
                     places,
                     self.job,
                     worker.name_of_block(one, index),
-                    record,
+                    worker.record_of(places, done),
                 )
 
             yield Task(worker.name_of_block(one, index), make)
 
-    def execute(
-        self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool, later: int
-    ) -> None:
+    def execute(self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool) -> Outcome:
         title = f"{self.origin.operation}: {', '.join(one.arrays)}"
         block_bytes = one.cost.written / max(1, len(tasks))
         with Progress(title, len(tasks), block_bytes=block_bytes, quiet=self.quiet) as progress:
 
             def done(task: Task, written: worker.Written) -> None:
                 self.peak_bytes = max(self.peak_bytes, written.peak_bytes)
+                if written.parts > self.parts:
+                    self.parts = written.parts
+                    self.say(
+                        f"out of memory: {task.label} was computed in {self.parts} parts; the same result"
+                    )
                 progress.advance(worked=written.worked)
 
-            outcome = execute(
-                tasks,
-                workers,
-                done,
-                tick=self.job.beat,
-                keep_going=keep_going,
-            )
-        outcome.check(self.origin.operation, later)
+            return execute(tasks, workers, done, tick=self.job.check, keep_going=keep_going)
 
     def write_tables(self) -> None:
         """Write the tables beside the output."""
@@ -288,13 +301,9 @@ class _Writing:
         if image:
             name, facts = image
             found |= store.ome_image(
-                name, facts["image"], facts.get("scale") or self.scale(), facts.get("unit")
+                name,
+                facts["image"],
+                facts.get("scale") or self.result.scale(self.job.root),
+                facts.get("unit"),
             )
         return found
-
-    def scale(self) -> tuple[float, float, float]:
-        """Return degrees per frame where the angles are known; pixels have no unit."""
-        if "omega" not in self.result.arrays:
-            return 1.0, 1.0, 1.0
-        omega = store.open_volume(self.job.root / "omega", allow_incomplete=True).whole()
-        return (float(omega[-1] - omega[0]) / max(1, len(omega) - 1) or 1.0), 1.0, 1.0

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
+from tomoscale.call import is_exhausted
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
+from tomoscale.signals import interruptible
 
 WINDOW = 3
 """Calls in flight per thread: one that runs, and some that are on their way."""
@@ -22,49 +21,6 @@ GRACE_S = 4.0
 POLL_S = 0.25
 SHOWN = 5
 """Failed tasks that an error names."""
-
-
-@dataclass
-class Signals:
-    """What SIGTERM, SIGUSR1 and SIGINT do: raise at once, or, while calls are out, be noted."""
-
-    deferred: bool = False
-    received: str | None = None
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; raise unless calls are out, and at the second one in any case."""
-        again, self.received = self.received, signal.Signals(number).name
-        if not self.deferred or again:
-            raise InterruptedRunError(f"{self.received}: stopped; run the same command again to go on")
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Let signals be noted instead of raised."""
-        self.deferred = True
-        try:
-            yield
-        finally:
-            self.deferred = False
-
-
-_signals = Signals()
-
-
-@contextmanager
-def interruptible() -> Iterator[Signals]:
-    """Handle the signals by which people and batch systems stop a run (Slurm sends SIGUSR1 if asked to)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield Signals()
-        return
-    numbers = [s for n in ("SIGTERM", "SIGUSR1", "SIGINT") if (s := getattr(signal, n, None)) is not None]
-    before = {n: signal.signal(n, _signals.handle) for n in numbers}
-    if not any(getattr(h, "__self__", None) is _signals for h in before.values()):
-        _signals.received = None
-    try:
-        yield _signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -81,18 +37,35 @@ class Outcome:
 
     failed: dict[str, BaseException] = field(default_factory=dict)
     interrupted: str | None = None
+    lost: str | None = None
     left: int = 0
 
-    def check(self, who: str, later: int = 0) -> None:
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more can be done."""
+        return bool(self.interrupted or self.lost)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Return what became of both."""
+        return Outcome(
+            {**self.failed, **other.failed},
+            self.interrupted or other.interrupted,
+            self.lost or other.lost,
+            self.left + other.left,
+        )
+
+    def check(self, who: str, later: int = 0, size: str = "") -> None:
         """
         Turn what went wrong into the error that says so.
 
         Parameters
         ----------
         who : str
-            The operation.
+            The operation and its input.
         later : int
             Tasks that were to come after these.
+        size : str
+            What a task takes of the memory, for those that had too little.
 
         Raises
         ------
@@ -101,31 +74,43 @@ class Outcome:
         TomoscaleError
             What came in is wrong, as a task found.
         BlocksFailedError
-            Tasks failed; some of them are named, with their errors.
+            Tasks failed; some of them are named, with their errors. Or there is nobody to do them.
         """
+        left = self.left + later
         if self.interrupted:
             raise InterruptedRunError(
-                f"{self.interrupted}: {self.left + later} blocks are left; run the same command again to go on"
+                f"{self.interrupted}: {left} blocks are left; run the same command again to go on"
             )
-        if not self.failed:
-            return
         for error in self.failed.values():
             if type(error) is TomoscaleError:
                 raise error
-        shown = [f"{label}: {_one_line(e)}" for label, e in itertools.islice(self.failed.items(), SHOWN)]
-        more = f" (first {SHOWN} shown)" if len(self.failed) > SHOWN else ""
-        raise BlocksFailedError(
-            f"{who}: {len(self.failed)} blocks failed{more}, {self.left + later} are left, the same command goes on "
-            f"there: {'; '.join(shown)}"
-        )
+        if self.failed:
+            named = itertools.islice(self.failed.items(), SHOWN)
+            shown = [f"{label}: {_one_line(error, size)}" for label, error in named]
+            more = f" (first {SHOWN} shown)" if len(self.failed) > SHOWN else ""
+            hint = "free some space, then " if any(map(is_full, self.failed.values())) else ""
+            raise BlocksFailedError(
+                f"{who}: {len(self.failed)} blocks failed{more}, {left} are left, {hint}the same command goes on "
+                f"there: {'; '.join(shown)}"
+            )
+        if self.lost:
+            raise BlocksFailedError(
+                f"{who}: {self.lost}; {left} blocks are left; run the same command again to go on"
+            )
 
 
-def _one_line(error: BaseException) -> str:
+def is_full(error: BaseException) -> bool:
+    """Tell whether a disk, or what a user may use of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _one_line(error: BaseException, size: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, MemoryError):
-        return f"out of memory: {text}"
+    size = size and f" ({size})"
+    if is_exhausted(error):
+        return f"out of memory: {text}{size}"
     if type(error).__name__ == "KilledWorker":
-        return "its worker died every time it was tried; of too little memory perhaps"
+        return f"its worker died each of the three times it was tried; of too little memory perhaps{size}"
     return text if isinstance(error, TomoscaleError) else f"{type(error).__name__}: {text}"
 
 
@@ -161,7 +146,7 @@ def execute(
     queue = list(tasks)[::-1]
     n_tasks, n_done = len(queue), 0
     running: dict[Future[Any], Task] = {}
-    suspects: list[Task] = []
+    suspects: list[tuple[Task, BaseException]] = []
     outcome = Outcome()
     alone = False
 
@@ -173,34 +158,42 @@ def execute(
         nonlocal n_done
         for future in futures:
             task = running.pop(future)
+            if future.cancelled():  # by Dask, when the scheduler is gone
+                outcome.lost = connection.trouble() or "the workers were lost"
+                continue
             error = future.exception()
             if error is None:
                 n_done += 1
                 done(task, future.result())
             elif type(error).__name__ == "KilledWorker" and not alone:
-                suspects.append(task)
+                suspects.append((task, error))
             else:
                 outcome.failed[task.label] = error
 
     with interruptible() as signals, signals.noted():
-        while (queue or running or suspects) and not signals.received:
+        while (queue or running or suspects) and not signals.received and not outcome.lost:
             if outcome.failed and not keep_going:
                 queue.clear()
                 suspects.clear()
             while queue and len(running) < WINDOW * connection.slots:
                 submit(queue.pop())
             if suspects and not running:
-                # A worker died several times while it held these: one at a time shows which one kills.
-                alone = True
-                submit(suspects.pop())
+                # Workers died while they held these: if there are several, one at a time shows which one kills.
+                alone = alone or len(suspects) > 1
+                task, error = suspects.pop()
+                if alone:
+                    submit(task)
+                else:
+                    outcome.failed[task.label] = error
             finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             collect(finished)
             tick()
+            outcome.lost = outcome.lost or connection.trouble()
         if signals.received:
             outcome.interrupted = signals.received
             collect(wait(running, timeout=GRACE_S).done)
-            for future in running:
-                future.cancel()
+        for future in running:
+            future.cancel()
     outcome.left = n_tasks - n_done - len(outcome.failed)
     return outcome
 
@@ -210,8 +203,8 @@ def retried(function: Callable[..., Any], *arguments: Any, attempts: int = 3, pa
     for attempt in range(attempts):
         try:
             return function(*arguments)
-        except OSError:
-            if attempt == attempts - 1:
+        except OSError as error:
+            if attempt == attempts - 1 or is_exhausted(error):
                 raise
             time.sleep(pause_s * 2**attempt)
     raise AssertionError("unreachable")

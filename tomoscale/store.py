@@ -14,8 +14,8 @@ import numpy as np
 
 from tomoscale import metadata, record
 from tomoscale.chunks import ChunkFiles
-from tomoscale.durable import sync_folder
 from tomoscale.errors import TomoscaleError
+from tomoscale.objects import sync_folder
 from tomoscale.volume import ArrayVolume, CroppedVolume, StoredVolume, Volume, crop, outermost_group
 
 __all__ = [

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tomoscale import blocks, cluster, manifest, run, store
-from tomoscale.durable import Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.grid import spans
 from tomoscale.journal import Job
+from tomoscale.objects import Stored, measure
 from tomoscale.operation import command
 from tomoscale.plan import check_place
 from tomoscale.progress import Progress, human_bytes

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tomoscale import buffers
+from tomoscale.call import tally
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
+from tomoscale.objects import Stored
 from tomoscale.result import Pass
 from tomoscale.schedule import retried
 
@@ -42,10 +44,11 @@ def places_of(one: Pass, files: Mapping[str, ChunkFiles], index: tuple[int, ...]
 
 
 class Written(NamedTuple):
-    """Whether a block had to be computed, and the most memory that its worker took so far."""
+    """Whether a block had to be computed, the most memory that its worker took so far, the parts it was cut into."""
 
     worked: bool
     peak_bytes: int
+    parts: int = 1
 
 
 def write_block(
@@ -64,15 +67,32 @@ def write_block(
     Written
         Whether there was work, and the memory that the worker took.
     """
+    tally.parts = 1
+    record = record or _recorded_meanwhile(places, job)
     worked = record is None or not job.is_intact(record)
     if worked:
         with buffers.reused():
             fields = retried(compute, graph, keys)
+        job.check_fingerprint()
         written = {
             p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
         }
-        job.append(label, written)
-    return Written(worked, peak_bytes())
+        retried(job.append, label, written)
+    return Written(worked, peak_bytes(), tally.parts)
+
+
+def record_of(places: list[Place], done: Mapping[str, Mapping[str, Stored]]) -> Record | None:
+    """Return what is recorded of a block; None if any of its objects is not."""
+    found = {p.field: [done.get(p.field, {}).get(key) for key in p.keys()] for p in places}
+    return None if any(None in objects for objects in found.values()) else found  # type: ignore[return-value]
+
+
+def _recorded_meanwhile(places: list[Place], job: Job) -> Record | None:
+    """Return what is recorded of a block whose worker died after it, before the client knew."""
+    first = places[0]
+    if not (first.files.folder / first.keys()[0]).exists():
+        return None  # as for nearly every block
+    return record_of(places, job.finished())
 
 
 def peak_bytes() -> int:

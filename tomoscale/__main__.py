@@ -1,0 +1,42 @@
+"""The command, as a program: it minds signals first, since the rest takes a moment to load."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from tomoscale.signals import STOPPING
+
+
+def main() -> int:
+    """
+    Run the command.
+
+    Returns
+    -------
+    int
+        Its exit status.
+    """
+    mind_signals()
+    from tomoscale import cli
+
+    try:
+        return cli.main()
+    finally:
+        for number in STOPPING:  # there is nothing left to stop
+            signal.signal(number, signal.SIG_IGN)
+
+
+def mind_signals() -> None:
+    """Leave with the right status when a signal comes before a run can begin."""
+    for number in STOPPING:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: Any) -> None:
+    os.write(2, f"tomoscale: {signal.Signals(number).name}: stopped; run the same command again\n".encode())
+    os._exit(75)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

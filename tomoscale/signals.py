@@ -1,0 +1,79 @@
+"""Signals by which people and batch systems stop a run (Slurm sends SIGUSR1 if asked to)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from tomoscale.errors import InterruptedRunError
+
+STOPPING = [s for n in ("SIGTERM", "SIGUSR1", "SIGINT") if (s := getattr(signal, n, None)) is not None]
+
+
+@dataclass
+class Signals:
+    """What the signals do: stop at once, or, while calls are out, be noted."""
+
+    deferred: bool = False
+    received: str | None = None
+    leave: Callable[[str], NoReturn] | None = None
+    """How a command stops at once. Raising an error anywhere would not do: what imports a module of C, for one,
+    turns it into another (`numpy._core.multiarray failed to import`)."""
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal; stop unless calls are out, and at the second one in any case."""
+        again, self.received = self.received, signal.Signals(number).name
+        if self.deferred and not again:
+            return
+        message = f"{self.received}: stopped; run the same command again to go on"
+        if self.leave is not None:
+            self.leave(message)
+        raise InterruptedRunError(message)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Let signals be noted."""
+        before, self.deferred = self.deferred, True
+        try:
+            yield
+        finally:
+            self.deferred = before
+
+
+_signals = Signals()
+
+
+@contextmanager
+def interruptible(leave: Callable[[str], NoReturn] | None = None) -> Iterator[Signals]:
+    """
+    Handle the signals that stop a run.
+
+    Parameters
+    ----------
+    leave : callable, optional
+        Ends the process, for a command; in a program of somebody else `InterruptedRunError` is raised.
+
+    Yields
+    ------
+    Signals
+        Whether one came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield Signals()
+        return
+    before = {n: signal.signal(n, _signals.handle) for n in STOPPING}
+    outermost = not any(getattr(h, "__self__", None) is _signals for h in before.values())
+    if outermost:
+        _signals.received, _signals.deferred, _signals.leave = None, False, leave
+    try:
+        yield _signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if outermost:
+            _signals.leave = None
