@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,17 @@ def write_scan(folder: Path, frames: np.ndarray, chunks: tuple[int, ...], **besi
 def scan() -> np.ndarray:
     """Return a small scan."""
     return small_scan()
+
+
+@pytest.fixture(scope="session")
+def striped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a scan in stripes of two rows, from which operations make many blocks."""
+    folder = tmp_path_factory.mktemp("striped") / "scan.zarr"
+    return write_scan(folder, small_scan(160, rows=48, columns=64), (8, 2, 64))
+
+
+@pytest.fixture
+def frames(striped: Path, tmp_path: Path) -> np.ndarray:
+    """Return the frames of a scan, which lies in the folder of the test as `scan.zarr`."""
+    shutil.copytree(striped, tmp_path / "scan.zarr")
+    return small_scan(160, rows=48, columns=64)

@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
-from conftest import small_scan, write_array, write_scan
+from conftest import write_array, write_scan
 
 from tomoscale import background, blocks, cluster, journal, run, store, worker
 from tomoscale import lock as locks
@@ -245,94 +240,3 @@ def test_an_unfinished_result_is_not_opened_by_mistake(scan, tmp_path, one_threa
     with pytest.raises(TomoscaleError, match="not finished"):
         store.open_volume(tmp_path / "out.zarr.incomplete")
     store.open_volume(tmp_path / "out.zarr.incomplete", allow_incomplete=True)
-
-
-# ---------------------------------------------------------------- killed
-
-SLOW = """
-import sys, time
-from pathlib import Path
-from tomoscale import background, blocks, cli, kernels
-plain = kernels.moving_median_windows
-def slow(*arguments):
-    time.sleep(0.15)
-    return plain(*arguments)
-kernels.moving_median_windows = slow
-if __name__ == '__main__':
-    sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-def command(tmp_path: Path, scheduler: str) -> list[str]:
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW)
-    options = (
-        f"background scan.zarr -o out.zarr --half-window 12 --step 6 --scheduler {scheduler} --threads 1"
-    )
-    return [sys.executable, str(script), *options.split(), "--memory", "400MB"]
-
-
-def start(tmp_path: Path, scheduler: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(tmp_path, scheduler), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def blocks_done(tmp_path: Path) -> int:
-    return sum(
-        f.read_bytes().count(b"\n") for f in tmp_path.glob("out.zarr.incomplete/.tomoscale/blocks-*.jsonl")
-    )
-
-
-def killed_after(tmp_path: Path, scheduler: str, number: int, n_blocks: int) -> tuple[int, str]:
-    process = start(tmp_path, scheduler)
-    deadline = time.monotonic() + 90
-    while blocks_done(tmp_path) < n_blocks and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
-    return process.returncode, errors
-
-
-@pytest.fixture
-def long_scan(tmp_path):
-    frames = small_scan(160, rows=48, columns=64)
-    write_scan(tmp_path / "scan.zarr", frames, (40, 2, 64))
-    return frames
-
-
-def finished(tmp_path: Path) -> np.ndarray:
-    last = subprocess.run(
-        command(tmp_path, "threads"), cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
-    assert last.returncode == 0, last.stderr
-    assert last.stdout == "out.zarr\n"
-    return store.open_volume(tmp_path / "out.zarr").whole()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheduler", ["threads", "local"])
-def test_a_killed_run_resumes_and_equals_an_undisturbed_one(long_scan, tmp_path, scheduler):
-    expected = background.remove(long_scan, half_window=12, step=6).frames.compute()
-    rng = np.random.default_rng(3)
-    for n in np.cumsum(rng.integers(1, 4, 3)):
-        status, _ = killed_after(tmp_path, scheduler, signal.SIGKILL, int(n))
-        assert status == -signal.SIGKILL
-    kept = blocks_done(tmp_path)
-    assert kept > 0
-    np.testing.assert_array_equal(finished(tmp_path), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_stops_a_run_that_says_what_is_left_and_can_go_on(long_scan, tmp_path, number):
-    status, errors = killed_after(tmp_path, "threads", number, 2)
-    assert status == 75, errors
-    assert f"{number.name}: " in errors
-    assert "blocks are left; run the same command again to go on" in errors.splitlines()[-1]
-    np.testing.assert_array_equal(
-        finished(tmp_path), background.remove(long_scan, half_window=12, step=6).frames.compute()
-    )

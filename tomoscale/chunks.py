@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import struct
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
 from tomoscale.objects import Stored, make_folder, read_object, sync_folder, write_object
 
-__all__ = ["PARTIAL", "ChunkFiles", "Stored", "blosc", "checksum", "measure", "sync_folder", "write_object"]
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _BLOSC_HEADER = struct.Struct("<4B3I")
