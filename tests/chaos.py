@@ -64,6 +64,8 @@ class Chaos:
         self.kills: collections.Counter[str] = collections.Counter()
         self.ends: collections.Counter[int] = collections.Counter()
         self.violations: list[str] = []
+        self.killed: set[str] = set()
+        """Processes whose blocks in flight are counted."""
         self.completed = self.redone = self.in_flight = self.allowed = 0
         self.slowest_exit = 0.0
         self.begin_anew()
@@ -124,6 +126,7 @@ class Chaos:
             victim.send_signal(number)
         gone([victim], 10)
         lost = {label for label, pid in self.drill.logged("begun") if pid == str(victim.pid)} - got
+        self.killed.add(str(victim.pid))
         self.kills[f"{number.name} of a {kind}"] += 1
         self.allow(len(lost), 1 + 1, kind)  # one that is computed, one whose result is on its way
 
@@ -153,7 +156,9 @@ class Chaos:
 
     def allow_unrecorded(self) -> None:
         """Count what was in flight when a run ended without its result."""
-        begun = {label for label, _ in self.drill.logged("begun")}
+        last = dict(self.drill.logged("begun"))  # where each block was begun last
+        begun = {label for label, pid in last.items() if pid not in self.killed}
+        self.killed |= set(last.values())
         self.allow(len(begun - self.recorded()), SLOTS, "client")
 
     def allow(self, n_lost: int, most: int, kind: str) -> None:

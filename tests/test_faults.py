@@ -113,6 +113,20 @@ def test_a_signal_ends_a_run_in_time_and_nothing_is_lost(drill, frames, operatio
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_command(drill, number):
+    """Row 3: as Ctrl-C and Slurm without `B:` send it."""
+    one = drill("convert", pause=0.3)
+    process = one.start(prefix=["setsid"])
+    one.wait(lambda: one.n_recorded() >= 2)
+    os.killpg(process.pid, number)
+    done = one.end(process)
+    assert done.returncode == 75, done.stderr
+    assert re.search(rf"{number.name}: \d+ blocks are left", done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_signal_does_not_wait_for_blocks_that_take_long(drill):
     """Row 3: a block of a minute is dropped."""
     one = drill("background", pause=60)

@@ -15,7 +15,7 @@ from tomoscale import buffers, remote
 from tomoscale.access import Access
 from tomoscale.errors import BlocksFailedError, TomoscaleError
 from tomoscale.progress import human_bytes
-from tomoscale.signals import interruptible
+from tomoscale.signals import interruptible, kept_from_children
 
 WORKER_ENVIRONMENT = {
     # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
@@ -216,28 +216,34 @@ def _threads(stack: ExitStack, threads: int) -> Started:
 
 def _local(stack: ExitStack, workers: int, threads: int, memory: int, access: Access) -> Started:
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     stack.enter_context(dask.config.set(SETTINGS))
+    with kept_from_children():
+        cluster = stack.enter_context(_processes(workers, threads, memory, access.dashboard))
+    client = stack.enter_context(Client(cluster, set_as_default=False))
+    return _of(client, access.dashboard)
+
+
+def _processes(workers: int, threads: int, memory: int, dashboard: bool) -> Any:
+    from distributed import LocalCluster
+
     for attempt in range(START_ATTEMPTS):
         try:
-            cluster = LocalCluster(
+            return LocalCluster(
                 n_workers=workers,
                 threads_per_worker=threads,
                 memory_limit=memory,
                 host="127.0.0.1",
-                dashboard_address="127.0.0.1:0" if access.dashboard else None,
+                dashboard_address="127.0.0.1:0" if dashboard else None,
                 silence_logs=logging.CRITICAL,  # a failed block is named by the run, in one line
             )
-            break
         except Exception as error:  # whatever became of a process that was starting
             if attempt == START_ATTEMPTS - 1:
                 raise BlocksFailedError(
                     f"the local workers do not start: {_cause(error)}; run the same command again to go on"
                 ) from None
-    stack.enter_context(cluster)
-    client = stack.enter_context(Client(cluster, set_as_default=False))
-    return _of(client, access.dashboard)
+    raise AssertionError("unreachable")
 
 
 def of_client(client: Any) -> Connection:

@@ -77,3 +77,21 @@ def interruptible(leave: Callable[[str], NoReturn] | None = None) -> Iterator[Si
             signal.signal(number, handler)
         if outermost:
             _signals.leave = None
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """
+    Let processes that are started here, and by threads that are, not see what is meant for the command.
+
+    A terminal sends SIGINT to all of them, and Slurm may send SIGUSR1: it would end them, in the midst of a block.
+    """
+    from multiprocessing import resource_tracker
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    resource_tracker.ensure_running()  # which lets SIGINT through once it has started its own process
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile is handled now
