@@ -110,7 +110,8 @@ def _one_line(error: BaseException, size: str) -> str:
     if is_exhausted(error):
         return f"out of memory: {text}{size}"
     if type(error).__name__ == "KilledWorker":
-        return f"its worker died each of the three times it was tried; of too little memory perhaps{size}"
+        tries = getattr(error, "allowed_failures", 2) + 1
+        return f"its worker died each of the {tries} times it was tried; of too little memory perhaps{size}"
     return text if isinstance(error, TomoscaleError) else f"{type(error).__name__}: {text}"
 
 
