@@ -30,7 +30,6 @@ from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
 from tomoscale.objects import Stored, make_folder, read_object, sync_folder, write_object
 
-
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _BLOSC_HEADER = struct.Struct("<4B3I")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tomoscale import buffers, remote
 from tomoscale.access import Access
-from tomoscale.errors import BlocksFailedError, TomoscaleError
+from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
 from tomoscale.progress import human_bytes
 from tomoscale.signals import interruptible, kept_from_children
 
@@ -157,11 +157,17 @@ def connect(
         The workers.
     """
     connection = _connection(scheduler, workers, threads, memory, access)
+    interrupted = False
     try:
         yield connection
+    except InterruptedRunError:
+        interrupted = True
+        raise
     finally:
         with interruptible() as signals, signals.noted():
-            connection.close()
+            # A command that leaves now has no time for the farewell of busy workers; they see that it is gone.
+            if not (interrupted and signals.leave):
+                connection.close()
 
 
 def _connection(
