@@ -172,16 +172,7 @@ class Job:
         return measure(self.folder / "job.json").crc
 
     def check_fingerprint(self) -> None:
-        """
-        Make sure that blocks of this run still belong here, for a worker that stood still for long.
-
-        Raises
-        ------
-        OSError
-            The result is complete, or was removed.
-        TomoscaleError
-            Another run, of other parameters, has begun in its place.
-        """
+        """Refuse a block of a run that is over, or was replaced: its worker stood still for long."""
         if self._fingerprint() != self.fingerprint:
             raise TomoscaleError(
                 f"{self.target}: another run has begun here; this block is of an earlier one"
