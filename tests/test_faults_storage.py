@@ -25,9 +25,9 @@ from tomoscale import (
     cluster,
     columns,
     convert,
-    durable,
     journal,
     lock,
+    objects,
     run,
     schedule,
     store,
@@ -142,14 +142,14 @@ def test_a_line_that_does_not_fit_the_disk_does_not_tear_the_next(tmp_path, monk
     """Row 7: of a record that was cut short nothing stays."""
     job = journal.Job(tmp_path / "out.zarr")
     job.begin({"operation": "x"})
-    stored = {"frames": [durable.Stored("c/0", 1, 2)]}
+    stored = {"frames": [objects.Stored("c/0", 1, 2)]}
     job.append("first", stored)
     plain = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, line: plain(descriptor, line[: len(line) // 2]))
     with pytest.raises(OSError, match="No space left"):
         job.append("second", stored)
     monkeypatch.setattr(os, "write", plain)
-    job.append("third", {"frames": [durable.Stored("c/1", 1, 2)]})
+    job.append("third", {"frames": [objects.Stored("c/1", 1, 2)]})
     assert set(job.finished()["frames"]) == {"c/0", "c/1"}
     (file,) = job.folder.glob("blocks-*.jsonl")
     assert [json.loads(line)["block"] for line in file.read_text().splitlines()] == ["first", "third"]
