@@ -94,7 +94,8 @@ def write(
                 writing.run(workers, overwrite, keep_going)
             except TomoscaleError as error:
                 if type(error) is TomoscaleError and writing.is_new:
-                    writing.job.forget()
+                    with contextlib.suppress(TomoscaleError):  # another run has it now
+                        writing.job.forget()
                 raise
             except OSError as error:
                 hint = "free some space, then " if is_full(error) else ""
