@@ -1,0 +1,409 @@
+"""Blobs that were found, held against those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+
+from tomoscale import metadata
+from tomoscale.errors import TomoscaleError
+from tomoscale.operation import command
+
+AXES = ("frame", "row", "column")
+NEEDED = (
+    "label",
+    "peak",
+    *(f"peak_{a}" for a in AXES),
+    *(f"{a}_{end}" for a in AXES for end in ("min", "max")),
+    *AXES,
+    "voxels",
+    "intensity",
+)
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """
+    How large errors are.
+
+    Parameters
+    ----------
+    median, p95, highest : float or None
+        Half of all errors are below the first, 95 of 100 below the second; None where there are none.
+    """
+
+    median: float | None
+    p95: float | None
+    highest: float | None
+
+    @classmethod
+    def of(cls, errors: np.ndarray) -> Spread:
+        """Measure absolute errors."""
+        if not len(errors):
+            return cls(None, None, None)
+        errors = np.abs(errors)
+        return cls(float(np.median(errors)), float(np.percentile(errors, 95)), float(errors.max()))
+
+
+@dataclass(frozen=True)
+class Class:
+    """
+    True blobs of similar peaks.
+
+    Parameters
+    ----------
+    low, high : float
+        Peaks from the first up to, but without, the second, in counts.
+    true, matched : int
+        How many there are, and how many of them were found.
+    """
+
+    low: float
+    high: float
+    true: int
+    matched: int
+
+
+@dataclass(frozen=True)
+class BlobScore:
+    """
+    How good a table of blobs is.
+
+    Parameters
+    ----------
+    result, truth : str
+        The tables.
+    peak_above : float
+        True blobs with lower peaks are not asked for; a found one that matches them is not false either.
+    true, found, matched : int
+        True blobs that are asked for, found blobs, and pairs of them.
+    recall : float or None
+        Share of the true blobs that were found; None if there are none.
+    missed, merged : int
+        True blobs that were not found: their peak lies in the box of no found blob; or it lies in that of one
+        that matches another.
+    false, split : int
+        Found blobs that match none: their peak lies in the box of no true blob; or in that of one that is
+        matched by another.
+    centroid_error : dict of str to Spread
+        Of the pairs: along `frame`, `row` and `column`, their `distance` in voxels, and `omega` in degrees if
+        both tables have it.
+    intensity_ratio, voxels_ratio : float or None
+        Median over the pairs of found / true.
+    by_peak : list of Class
+        Recall of the true blobs by their peaks, in octaves, faint ones first.
+    """
+
+    result: str
+    truth: str
+    peak_above: float
+    true: int
+    found: int
+    matched: int
+    recall: float | None
+    missed: int
+    merged: int
+    false: int
+    split: int
+    centroid_error: dict[str, Spread]
+    intensity_ratio: float | None
+    voxels_ratio: float | None
+    by_peak: list[Class]
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return "\n".join(_words(self))
+
+
+@command("evaluate blobs")
+def blobs(
+    result: Path,
+    truth: Path,
+    *,
+    peak_above: Annotated[float, Ge(0)] = 0.0,
+    as_json: bool = False,
+) -> BlobScore | dict[str, Any]:
+    """
+    Hold a table of blobs against the true one: recall, false blobs, error of the centroids.
+
+    A found and a true blob may be a pair if the peak of each lies in the box of the other. Of all ways to pair them
+    one to one, that with the most pairs is taken; among those, that with the smallest sum of distances between
+    centroids.
+
+    Parameters
+    ----------
+    result : Path
+        OUT.zarr of `tomoscale blobs`, or its OUT.parquet. Of a part (`--roi`) only the true blobs count whose peak
+        lies in it.
+    truth : Path
+        Scan of `tomoscale simulate dct`, or its table.
+    peak_above : float
+        Ask only for true blobs with a peak above so many counts: those that the thresholds should find.
+    as_json : bool
+        Print JSON.
+
+    Returns
+    -------
+    BlobScore or dict
+        The score; its `str` is for people.
+
+    Raises
+    ------
+    TomoscaleError
+        A table that is not there, or is none of blobs.
+
+    Examples
+    --------
+    >>> from tomoscale import evaluate, run, simulate
+    >>> import tempfile, pathlib
+    >>> scan = pathlib.Path(tempfile.mkdtemp()) / "scan.zarr"
+    >>> _ = run.write(simulate.dct(shape=(24, 64, 64), blobs=4, seed=1, truth=False), scan, quiet=True)
+    >>> score = evaluate.blobs(scan, scan)
+    >>> score.recall, score.false, score.centroid_error["distance"].highest
+    (1.0, 0, 0.0)
+    """
+    found, true = read_table(result), read_table(truth)
+    inside = _moved(found, result)
+    true = {n: v[inside(true)] for n, v in true.items()}
+    score = compared(found, true, peak_above, (str(result), str(truth)))
+    return asdict(score) if as_json else score
+
+
+# ---------------------------------------------------------------- tables
+
+
+def read_table(path: Path) -> Columns:
+    """
+    Read a table of blobs.
+
+    Parameters
+    ----------
+    path : Path
+        The Parquet file, or the Zarr group that it lies beside.
+
+    Returns
+    -------
+    dict of str to (blob,)
+        Its columns; rows with label 0 are no blobs.
+
+    Raises
+    ------
+    TomoscaleError
+        There is none, or it lacks columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    file = path if path.suffix == ".parquet" else path.with_suffix(".parquet")
+    if not file.is_file():
+        beside = "" if file == path else f"; expected the table of the blobs of {path} there"
+        raise TomoscaleError(f"{file}: does not exist{beside}")
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TomoscaleError(f"{file}: is no Parquet file: {error}") from None
+    lacking = [n for n in NEEDED if n not in table.column_names]
+    if lacking:
+        raise TomoscaleError(f"{file}: has no column {', '.join(lacking)}; is it a table of blobs?")
+    wanted = [*NEEDED, *(["omega"] if "omega" in table.column_names else [])]
+    columns = {n: table[n].to_numpy(zero_copy_only=False) for n in wanted}
+    return {n: v[columns["label"] > 0] for n, v in columns.items()}
+
+
+def _moved(found: Columns, result: Path) -> Any:
+    """Bring the positions of a result of a part to those of the whole scan; return what tells true blobs inside."""
+    start, shape = [0, 0, 0], [np.iinfo(np.int64).max] * 3
+    for roi in _rois(result):
+        start = [s + a for s, (a, _) in zip(start, roi, strict=True)]
+        shape = [b - a for a, b in roi]
+    for axis, name in enumerate(AXES):
+        for column in (f"peak_{name}", f"{name}_min", f"{name}_max", name):
+            found[column] = found[column] + start[axis]
+
+    def inside(true: Columns) -> np.ndarray:
+        return np.logical_and.reduce(
+            [
+                (true[f"peak_{n}"] >= a) & (true[f"peak_{n}"] - a < size)
+                for n, a, size in zip(AXES, start, shape, strict=True)
+            ]
+        )
+
+    return inside
+
+
+def _rois(result: Path) -> Iterator[list[list[int]]]:
+    """Yield the parts that were cut out of the frames on the way to a result, in the order of its history."""
+    group = result.with_suffix(".zarr") if result.suffix == ".parquet" else result
+    if metadata.node_type(group) != "group":
+        return
+    for step in metadata.attributes_of(group).get("tomoscale", {}).get("history", []):
+        roi = step.get("inputs", {}).get("frames", {}).get("roi")
+        if roi:
+            yield roi
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def pairs(found: Columns, true: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Pair found and true blobs one to one.
+
+    Parameters
+    ----------
+    found, true : dict of str to (blob,)
+        Columns of tables of blobs.
+
+    Returns
+    -------
+    found, true : (pair,) int
+        Rows of the two tables, by ascending row of the true one.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    n_found, n_true = len(found["label"]), len(true["label"])
+    ours = candidates(found, true)
+    theirs = candidates(true, found)
+    both = set(zip(*ours, strict=True)) & {(f, t) for t, f in zip(*theirs, strict=True)}
+    rows = np.array(sorted(both), np.int64).reshape(-1, 2)
+    distance = _distance(found, true, rows[:, 0], rows[:, 1])
+    # Every true blob may also stay alone, at a price above that of all pairs together: so most pairs come first.
+    alone = float(distance.sum()) + 2.0
+    if not n_true:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    weights = np.concatenate([distance + 1.0, np.full(n_true, alone + 1.0)])
+    left = np.concatenate([rows[:, 1], np.arange(n_true)])
+    right = np.concatenate([rows[:, 0], n_found + np.arange(n_true)])
+    graph = coo_array((weights, (left, right)), shape=(n_true, n_found + n_true)).tocsr()
+    of_true, of_found = min_weight_full_bipartite_matching(graph)
+    order = np.argsort(of_true)
+    of_true, of_found = of_true[order], of_found[order]
+    paired = of_found < n_found
+    return of_found[paired].astype(np.int64), of_true[paired].astype(np.int64)
+
+
+def candidates(peaks: Columns, boxes: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Find which peaks lie in which boxes.
+
+    Parameters
+    ----------
+    peaks, boxes : dict of str to (blob,)
+        Columns of tables of blobs.
+
+    Returns
+    -------
+    peaks, boxes : (n,) int
+        Rows of the two tables, for every peak in every box.
+    """
+    order = np.argsort(peaks["peak_frame"], kind="stable")
+    frames = peaks["peak_frame"][order]
+    first = np.searchsorted(frames, boxes["frame_min"])
+    stop = np.searchsorted(frames, boxes["frame_max"])
+    inside, around = [], []
+    for box in range(len(first)):
+        near = order[first[box] : stop[box]]
+        for axis in ("row", "column"):
+            at = peaks[f"peak_{axis}"][near]
+            near = near[(at >= boxes[f"{axis}_min"][box]) & (at < boxes[f"{axis}_max"][box])]
+        inside.append(near)
+        around.append(np.full(len(near), box))
+    if not inside:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate(inside), np.concatenate(around)
+
+
+def _distance(found: Columns, true: Columns, f: np.ndarray, t: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum([(found[a][f] - true[a][t]) ** 2 for a in AXES], axis=0))
+
+
+# ---------------------------------------------------------------- score
+
+
+def compared(found: Columns, true: Columns, peak_above: float, names: tuple[str, str]) -> BlobScore:
+    """
+    Score a table of blobs against the true one.
+
+    Parameters
+    ----------
+    found, true : dict of str to (blob,)
+        Columns of the tables.
+    peak_above : float
+        True blobs with lower peaks are not asked for.
+    names : (str, str)
+        What the tables are called.
+
+    Returns
+    -------
+    BlobScore
+        The score.
+    """
+    f, t = pairs(found, true)
+    asked = true["peak"] > peak_above
+    is_matched = np.isin(np.arange(len(asked)), t)
+    in_a_true_box = np.isin(np.arange(len(found["label"])), candidates(found, true)[0])
+    in_a_found_box = np.isin(np.arange(len(asked)), candidates(true, found)[0])
+    alone = ~np.isin(np.arange(len(found["label"])), f)
+    lost = asked & ~is_matched
+    kept = asked[t]
+    f, t = f[kept], t[kept]
+    errors = {a: Spread.of(found[a][f] - true[a][t]) for a in AXES}
+    errors["distance"] = Spread.of(_distance(found, true, f, t))
+    if "omega" in found and "omega" in true:
+        errors["omega"] = Spread.of((found["omega"][f] - true["omega"][t] + 180) % 360 - 180)
+    return BlobScore(
+        *names,
+        peak_above,
+        true=int(asked.sum()),
+        found=len(found["label"]),
+        matched=len(t),
+        recall=len(t) / int(asked.sum()) if asked.any() else None,
+        missed=int((lost & ~in_a_found_box).sum()),
+        merged=int((lost & in_a_found_box).sum()),
+        false=int((alone & ~in_a_true_box).sum()),
+        split=int((alone & in_a_true_box).sum()),
+        centroid_error=errors,
+        intensity_ratio=_median_ratio(found["intensity"][f], true["intensity"][t]),
+        voxels_ratio=_median_ratio(found["voxels"][f], true["voxels"][t]),
+        by_peak=_octaves(true["peak"][asked], is_matched[asked]),
+    )
+
+
+def _median_ratio(found: np.ndarray, true: np.ndarray) -> float | None:
+    return float(np.median(found / true)) if len(true) else None
+
+
+def _octaves(peaks: np.ndarray, matched: np.ndarray) -> list[Class]:
+    """Count what was found for peaks from 2^n to 2^(n + 1)."""
+    octave = np.floor(np.log2(np.maximum(peaks.astype(np.float64), 2.0**-20))).astype(int)
+    return [
+        Class(2.0**n, 2.0 ** (n + 1), int((octave == n).sum()), int(matched[octave == n].sum()))
+        for n in sorted(set(octave.tolist()))
+    ]
+
+
+def _words(score: BlobScore) -> Iterator[str]:
+    above = f" with a peak above {score.peak_above:g}" if score.peak_above else ""
+    share = "" if score.recall is None else f", {100 * score.recall:.1f} %"
+    yield f"{score.result} against {score.truth}"
+    yield f"  recall      {score.matched} of {score.true} true blobs{above}{share}"
+    yield f"  not found   {score.missed}, and {score.merged} in the box of another found blob"
+    yield f"  false       {score.false} of {score.found} found blobs, and {score.split} in the box of another true one"
+    if score.matched:
+        for name, unit in (("distance", "voxels"), *((a, a + "s") for a in AXES), ("omega", "degrees")):
+            error = score.centroid_error.get(name)
+            if error is not None:
+                yield (
+                    f"  {'centroid' if name == 'distance' else '':<11} {name:<8} off by {error.median:.3f} {unit} "
+                    f"(median), {error.p95:.3f} (95 %), {error.highest:.3f} (highest)"
+                )
+        yield f"  intensity   {score.intensity_ratio:.3f} of the true one (median), voxels {score.voxels_ratio:.3f}"
+    for one in score.by_peak:
+        yield f"  peak {one.low:g} to {one.high:g}: {one.matched} of {one.true}"
