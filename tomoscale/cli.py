@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import cyclopts
 from cyclopts import App, Parameter
 
-from tomoscale import TOPICS
+from tomoscale import TOPICS, presets
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
-from tomoscale.parameters import Grid, Rect, Span, Volume
+from tomoscale.parameters import Grid, Rect, Span, Volume, members
 from tomoscale.values import memory_bytes, numbers, rects, span, spans
 
 
@@ -45,6 +45,10 @@ class How:
     "`stop` at the first failed block, or `continue` with the others."
     overwrite: bool = False
     "Replace an existing result, or an unfinished one of other parameters."
+    params: Path | None = None
+    "Take parameters from this file; options given here go first."
+    save: Path | None = None
+    "Write the parameters into this file, for `--params` of another run."
     dry_run: bool = False
     "Print the plan and stop."
     quiet: bool = False
@@ -117,13 +121,12 @@ def build() -> App:
     groups: dict[str, App] = {}
     for function in functions():
         *path, name = function.command.split()  # type: ignore[attr-defined]
+        topic = sys.modules[".".join(function.__module__.split(".")[:2])]
         parent = app
         for word in path:
             if word not in groups:
-                module = inspect.getmodule(function)
-                groups[word] = App(
-                    name=word, help=(module.__doc__ or "").strip().splitlines()[0], help_format="markdown"
-                )
+                summary = (topic.__doc__ or "").strip().splitlines()[0]
+                groups[word] = App(name=word, help=summary, help_format="markdown")
                 app.command(groups[word])
             parent = groups[word]
         parent.command(_adapted(function), name=name)
@@ -132,7 +135,7 @@ def build() -> App:
 
 def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with the command's types and, where it plans a run, with how to run it."""
-    signature = inspect.signature(function)
+    signature, command = inspect.signature(function), function.command  # type: ignore[attr-defined]
     hints = get_type_hints(function)  # without bounds: the function holds them, and says so in the same words
     parameters = [
         p.replace(annotation=_typed(hints[n], p)) for n, p in signature.parameters.items() if n != "how"
@@ -140,6 +143,8 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     data = _data(function, [p for p in parameters if p.kind is not p.KEYWORD_ONLY], hints)
     acts = getattr(function, "acts", False)
+    required = [] if acts else [p.name for p in options if p.default is p.empty]
+    options = [_optional(p) if p.name in required else p for p in options]
     if not acts or "how" in signature.parameters:
         options.append(
             inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=How | None)
@@ -150,6 +155,11 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
         how.check()
         if acts:
             return function(*given, **chosen, **({"how": how} if "how" in signature.parameters else {}))
+        if how.params is not None:
+            chosen = {**presets.read(how.params, function), **chosen}
+        missing = [f"--{n.replace('_', '-')}" for n in required if n not in chosen]
+        if missing:
+            raise TomoscaleError(f"{command}: {missing[0]} is missing; give it, or --params FILE that has it")
         return execute(function, given, chosen, how)
 
     call.__signature__ = signature.replace(parameters=[*data, *options], return_annotation=Any)  # type: ignore[attr-defined]
@@ -158,11 +168,17 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Let a file of parameters give what the function cannot do without."""
+    shown = Parameter(show_default=lambda _: "none: needed here or in --params")
+    return parameter.replace(default=None, annotation=Annotated[parameter.annotation | None, shown])
+
+
 def _data(
     function: Callable[..., Any], data: list[inspect.Parameter], hints: dict[str, Any]
 ) -> list[inspect.Parameter]:
     """Return what comes by position: IN for a volume, SOURCE... OUT for files, OUT for what is made of nothing."""
-    if getattr(function, "acts", False) or (data and Volume in _members(hints[data[0].name])):
+    if getattr(function, "acts", False) or (data and Volume in members(hints[data[0].name])):
         return [p.replace(kind=p.POSITIONAL_ONLY) for p in data]
     if data:
         return [data[0].replace(kind=inspect.Parameter.VAR_POSITIONAL, annotation=Path)]
@@ -170,16 +186,12 @@ def _data(
     return [inspect.Parameter("out", inspect.Parameter.POSITIONAL_ONLY, annotation=result)]
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    return (hint, *get_args(hint))
-
-
 def _split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple[tuple[Any, ...], Path]:
     """Tell the data of an operation from its output."""
     data = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     if not data:
         return (), Path(given[0])
-    if Volume in _members(get_type_hints(function)[data[0].name]):
+    if Volume in members(get_type_hints(function)[data[0].name]):
         name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
         return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
     if len(given) < 2:
@@ -203,6 +215,8 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
     ) as workers:
         with blocks.planned_for(workers.block_bytes, workers.slots):
             result = function(*data, **options)
+        if how.save is not None:
+            presets.save(how.save, function, options)
         return run.write(
             result,
             target,
