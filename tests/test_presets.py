@@ -15,7 +15,7 @@ from conftest import small_scan, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoscale import background, cli, convert, presets, simulate, store
+from tomoscale import background, cli, convert, how, presets, simulate, store
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Edge, Grid, Rect, Span, Volume, Width
@@ -216,9 +216,9 @@ def test_what_is_required_may_come_from_the_file(folder, capsys):
 
     call = cli._adapted(needed)
     with pytest.raises(TomoscaleError, match="need it: --level is missing; give it, or --params FILE"):
-        call("scan.zarr", how=cli.How())
+        call("scan.zarr", how=how.HowChosen())
     Path("p.toml").write_text("[need.it]\nlevel = 2.5\n")
-    written = call("scan.zarr", how=cli.How(params=Path("p.toml"), scheduler="threads", quiet=True))
+    written = call("scan.zarr", how=how.HowChosen(params=Path("p.toml"), scheduler="threads", quiet=True))
     np.testing.assert_array_equal(store.open_volume(written / "volume").whole(), np.full(3, 2.5))
     app = cli.App()
     app.command(call, name="needed")

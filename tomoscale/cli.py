@@ -10,61 +10,18 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import cyclopts
 from cyclopts import App, Parameter
 
-from tomoscale import TOPICS, presets
+from tomoscale import TOPICS, presets, sweep
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
+from tomoscale.how import How, HowChosen, HowTried, execute
 from tomoscale.parameters import Grid, Rect, Span, Volume, members
-from tomoscale.values import memory_bytes, numbers, rects, span, spans
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class How:
-    """How to run it, the same for every operation."""
-
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None
-    "Result; by default IN-COMMAND.zarr beside the input."
-    workers: int | None = None
-    "Worker processes; as many as cores by default."
-    threads: int | None = None
-    "Threads of each worker; one by default."
-    memory: str | None = None
-    "Memory of one worker, 8GB say; an equal share of the machine by default."
-    scheduler: str = "local"
-    "`local` processes, `threads` of this process, or the address of a Dask scheduler."
-    roi: str | None = None
-    "Work on a part of the input only: k0:k1,r0:r1,c0:c1."
-    on_error: Literal["stop", "continue"] = "stop"
-    "`stop` at the first failed block, or `continue` with the others."
-    overwrite: bool = False
-    "Replace an existing result, or an unfinished one of other parameters."
-    params: Path | None = None
-    "Take parameters from this file; options given here go first."
-    save: Path | None = None
-    "Write the parameters into this file, for `--params` of another run."
-    dry_run: bool = False
-    "Print the plan and stop."
-    quiet: bool = False
-    "Print the path of the result only."
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Memory of one worker in bytes."""
-        return memory_bytes(self.memory) if self.memory else None
-
-    def check(self) -> None:
-        """Refuse what no run can have."""
-        for name in ("workers", "threads"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise TomoscaleError(f"--{name} {number}; expected at least 1")
+from tomoscale.values import numbers, rects, spans
 
 
 def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
@@ -145,22 +102,26 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     acts = getattr(function, "acts", False)
     required = [] if acts else [p.name for p in options if p.default is p.empty]
     options = [_optional(p) if p.name in required else p for p in options]
+    kind = How if acts else (HowTried if hasattr(function, "outcome") else HowChosen)
     if not acts or "how" in signature.parameters:
         options.append(
-            inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=How | None)
+            inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind | None)
         )
 
     def call(*given: Any, **chosen: Any) -> Any:
-        how = chosen.pop("how", None) or How()
+        how: Any = chosen.pop("how", None) or kind()
         how.check()
         if acts:
             return function(*given, **chosen, **({"how": how} if "how" in signature.parameters else {}))
         if how.params is not None:
             chosen = {**presets.read(how.params, function), **chosen}
-        missing = [f"--{n.replace('_', '-')}" for n in required if n not in chosen]
+        swept = sweep.values(function, how.sweep) if kind is HowTried else {}
+        missing = [f"--{n.replace('_', '-')}" for n in required if n not in {**chosen, **swept}]
         if missing:
             raise TomoscaleError(f"{command}: {missing[0]} is missing; give it, or --params FILE that has it")
-        return execute(function, given, chosen, how)
+        return (
+            sweep.run(function, given, chosen, swept, how) if swept else execute(function, given, chosen, how)
+        )
 
     call.__signature__ = signature.replace(parameters=[*data, *options], return_annotation=Any)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in (*data, *options)}
@@ -184,65 +145,6 @@ def _data(
         return [data[0].replace(kind=inspect.Parameter.VAR_POSITIONAL, annotation=Path)]
     result = Annotated[Path, Parameter(help="Result.")]
     return [inspect.Parameter("out", inspect.Parameter.POSITIONAL_ONLY, annotation=result)]
-
-
-def _split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple[tuple[Any, ...], Path]:
-    """Tell the data of an operation from its output."""
-    data = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    if not data:
-        return (), Path(given[0])
-    if Volume in members(get_type_hints(function)[data[0].name]):
-        name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
-        return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
-    if len(given) < 2:
-        raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
-    return (given[:-1],), Path(given[-1])
-
-
-def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any], how: How) -> Path:
-    """Plan an operation for the workers that there are, and write its result."""
-    from tomoscale import blocks, cluster, run
-
-    instead = getattr(function, "instead", None)
-    if instead and instead[0](given):
-        if options:
-            named = ", ".join(f"--{n.replace('_', '-')}" for n in options)
-            raise TomoscaleError(f"{function.command}: {named} does not apply to {given[0]} to {given[1]}")  # type: ignore[attr-defined]
-        return instead[1](*given, how=how)
-    data, target = _split(function, given, how)
-    with cluster.connect(
-        how.scheduler, workers=how.workers, threads=how.threads, memory=how.memory_bytes
-    ) as workers:
-        with blocks.planned_for(workers.block_bytes, workers.slots):
-            result = function(*data, **options)
-        if how.save is not None:
-            presets.save(how.save, function, options)
-        return run.write(
-            result,
-            target,
-            overwrite=how.overwrite,
-            dry_run=how.dry_run,
-            quiet=how.quiet,
-            keep_going=how.on_error == "continue",
-            connection=workers,
-        )
-
-
-def _beside(source: str, name: str) -> Path:
-    """Return the default output: `scan.zarr` and `scan.zarr/frames` give `scan-background.zarr`."""
-    path = Path(source)
-    while path.suffix != ".zarr" and path.parent != path and ".zarr" in str(path.parent):
-        path = path.parent
-    return path.with_name(f"{path.name.removesuffix('.zarr')}-{name}.zarr")
-
-
-def _region(source: Any, roi: str | None) -> Any:
-    from tomoscale import store
-
-    volume = store.open_volume(source)
-    if roi is None:
-        return volume
-    return store.crop(volume, [span(part) for part in roi.split(",")])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

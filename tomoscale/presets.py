@@ -64,7 +64,11 @@ def read(path: str | Path, function: Callable[..., Any]) -> dict[str, Any]:
         raise TomoscaleError(
             f"{path}: holds parameters of {there}; expected a section [{section_of(function)}]"
         )
-    return {name: _checked(path, function, name, value) for name, value in given.items()}
+    where = f"{path}: [{section_of(function)}]"
+    for name in given:
+        if name not in parameters_of(function):
+            raise TomoscaleError(f"{where} has no parameter {name}{closest(name, parameters_of(function))}")
+    return {name: value_of(f"{where} {name}", function, name, value) for name, value in given.items()}
 
 
 def save(path: str | Path, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -87,7 +91,7 @@ def save(path: str | Path, function: Callable[..., Any], options: Mapping[str, A
     """
     path = Path(path)
     volumes = [n for n, h in get_type_hints(function).items() if Volume in members(h)]
-    values = {n: options.get(n, p.default) for n, p in _parameters(function).items()}
+    values = {n: options.get(n, p.default) for n, p in parameters_of(function).items()}
     lines = [
         f"[{section_of(function)}]",
         f"# Parameters of `tomoscale {function.command}`, written by tomoscale {__version__}.",  # type: ignore[attr-defined]
@@ -125,7 +129,8 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of an operation that are no data."""
     found = inspect.signature(function).parameters
     return {n: p for n, p in found.items() if p.kind is p.KEYWORD_ONLY}
 
@@ -139,26 +144,46 @@ def _sections(content: Mapping[str, Any], before: str = "") -> list[str]:
     return found
 
 
-def _checked(path: Path, function: Callable[..., Any], name: str, value: Any) -> Any:
-    """Hold a value from a file against the signature, without turning words into numbers."""
+def value_of(where: str, function: Callable[..., Any], name: str, value: Any) -> Any:
+    """
+    Hold a value against the signature, without turning words into numbers.
+
+    Parameters
+    ----------
+    where : str
+        Begins the message of an error.
+    function : callable
+        The operation.
+    name : str
+        One of its parameters.
+    value : object
+        As TOML and JSON know it; rectangles, ranges and grids also as in a command.
+
+    Returns
+    -------
+    object
+        What the operation takes.
+
+    Raises
+    ------
+    TomoscaleError
+        A value of another type, or out of bounds.
+    """
     from pydantic import ValidationError
 
-    where = f"{path}: [{section_of(function)}]"
-    if name not in _parameters(function):
-        raise TomoscaleError(f"{where} has no parameter {name}{closest(name, _parameters(function))}")
     hint = get_type_hints(function)[name]
     if Volume in members(hint):
         if not isinstance(value, str):
-            raise TomoscaleError(f"{where} {name}: expected a path in quotes, got {value!r}")
+            raise TomoscaleError(f"{where}: expected a path in quotes, got {value!r}")
         return value
     try:
         value = _worded(value, hint)
         # As JSON, of which a list is a tuple and a string a path, but no 1 is true and no "1" a number.
         return adapters_of(function)[name].validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        raise TomoscaleError(f"{where} {name}: {first_fault(error)}") from None
+        raise TomoscaleError(f"{where}: {first_fault(error)}") from None
     except TomoscaleError as error:
-        raise TomoscaleError(f"{where} {name}: {error}") from None
+        raise TomoscaleError(f"{where}: {error}") from None
 
 
 def _worded(value: Any, hint: Any) -> Any:
