@@ -80,10 +80,22 @@ def _runs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack([np.stack([start - 0.5, y], -1), np.stack([stop - 0.5, y], -1)], 1)
 
 
-def draw(axes: Axes, labels: np.ndarray, colour: str = LINE, width: float = 0.7) -> None:
-    """Draw the outlines of labels over an image."""
+def draw(axes: Axes, labels: np.ndarray, *, width: float = 0.7, first: tuple[int, int] = (0, 0)) -> None:
+    """
+    Draw the outlines of labels over an image.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+        Where the image is.
+    labels : (row, column)
+        Labels; 0 is no region.
+    width : float
+        Width of the lines in points.
+    first : (int, int)
+        Row and column of the first pixel.
+    """
     from matplotlib.collections import LineCollection
 
-    axes.add_collection(
-        LineCollection(edges(labels).tolist(), colors=colour, linewidths=width), autolim=False
-    )
+    lines = edges(labels) + np.array(first[::-1])
+    axes.add_collection(LineCollection(lines.tolist(), colors=LINE, linewidths=width), autolim=False)

@@ -275,10 +275,9 @@ def drawn(voxels: np.ndarray, labels: np.ndarray, title: str, region: Any) -> An
             Panel(t, p.astype(np.float32), low, high, "gray", "value", axes=a)
             for (t, p, _), a in zip(planes, axes, strict=True)
         ]
-    figure = pictures.images(panels)
+    figure = pictures.images(panels, head=title)
     for place, (_, _, regions) in zip(figure.axes, planes, strict=True):
         outlines.draw(place, regions)
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
 

@@ -1,0 +1,281 @@
+"""What the report of blobs shows: where they are, how large and how bright, the brightest, and the rejected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tomoscale import info, outlines, overview, pictures, plots
+from tomoscale.overview import Overview
+from tomoscale.page import Picture, Section, Table
+from tomoscale.pictures import Panel
+from tomoscale.plots import Distribution, Thumbnail
+from tomoscale.shown import Shown, frame_of
+from tomoscale.store import Volume
+
+AXES = ("frame", "row", "column")
+N_THUMBNAILS = 12
+AROUND = 8
+"""Pixels around a blob in its thumbnail."""
+LEAST, LARGEST = 32, 96
+"""Edge of a thumbnail in pixels, at least and at most."""
+Columns = dict[str, np.ndarray]
+
+
+def is_of_blobs(shown: Shown) -> bool:
+    """Tell whether a result is labels with a table of blobs beside."""
+    return shown.array == "labels" and {"label", "peak", "peak_frame", "voxels"} <= set(shown.table)
+
+
+def made(shown: Shown) -> tuple[str, list[tuple[str, str]], list[Section]]:
+    """
+    Return the report of blobs.
+
+    Parameters
+    ----------
+    shown : Shown
+        The result.
+
+    Returns
+    -------
+    lead : str
+        What it is, in a sentence.
+    figures : list of (str, str)
+        Key figures: value and what it is.
+    sections : list of Section
+        What follows.
+    """
+    blobs, rejected = divided(shown.table)
+    frames, note = shown.made_from
+    sections = []
+    if frames is not None and not shown.sampled:
+        seen = overview.of(frames, shown.volume, title="report: reading", quiet=shown.quiet)
+        noise = _noise(frames, seen)
+        sections = [
+            _over_the_frames(shown, frames, seen, noise),
+            _over_the_rotation(shown, seen, noise, blobs),
+        ]
+    sections += [_distributions(shown, blobs, rejected), _reasons(blobs, rejected)]
+    if frames is not None:
+        sections += _brightest(frames, shown.volume, blobs, "The brightest blobs", "brightest")
+        sections += _brightest(frames, None, rejected, "The brightest of the rejected", "rejected")
+    if note:
+        sections[0].notes.append(note)
+    return *_lead(shown, blobs, rejected), sections
+
+
+def divided(table: Columns) -> tuple[Columns, Columns]:
+    """
+    Return the blobs of a table, and its rows that were rejected.
+
+    Parameters
+    ----------
+    table : dict of str to (row,)
+        Columns; rejected rows have label 0.
+
+    Returns
+    -------
+    blobs, rejected : dict of str to (n,)
+        The same columns.
+    """
+    kept = table["label"] > 0
+    return {n: v[kept] for n, v in table.items()}, {n: v[~kept] for n, v in table.items()}
+
+
+def _lead(shown: Shown, blobs: Columns, rejected: Columns) -> tuple[str, list[tuple[str, str]]]:
+    n, rows, columns = shown.volume.shape
+    share = blobs["voxels"].sum() / (n * rows * columns)
+    figures = [
+        (f"{len(blobs['label'])}", "blobs"),
+        (f"{len(rejected['label'])}", "rejected"),
+        (f"{n} × {rows} × {columns}", "frame, row, column"),
+        (f"{100 * share:.3g} %", "of the voxels in blobs"),
+    ]
+    if len(blobs["label"]):
+        figures.append((f"{np.median(blobs['voxels']):.4g}", "voxels, median"))
+        figures.append((f"{np.median(blobs['peak']):.4g} counts", "peak, median"))
+    when = f" ({info.when(shown.step)})" if shown.step else ""
+    return (
+        f"Diffraction blobs of a rotation scan, made by {shown.step.get('operation', 'unknown')}{when}.",
+        figures,
+    )
+
+
+# ---------------------------------------------------------------- where they are
+
+
+def _noise(frames: Volume, seen: Overview) -> float:
+    """Return half the 16-84 % range of the frame with most labelled pixels."""
+    low, high = pictures.limits(frame_of(frames, int(np.argmax(seen.labelled))), low=16, high=84)
+    return max((high - low) / 2, 1e-6)
+
+
+def _panel(title: str, image: np.ndarray, noise: float, axes: tuple[str, str] = ("row", "column")) -> Panel:
+    image = image.astype(np.float32)
+    image = np.where(np.isfinite(image), image, np.nan)
+    low = min(0.0, pictures.limits(image, high=50)[0])
+    high = max(float(np.nanmax(image, initial=low)), low + noise)
+    return Panel(title, image, low, high, "gray", asinh=3 * noise, axes=axes)
+
+
+def _over_the_frames(shown: Shown, frames: Volume, seen: Overview, noise: float) -> Section:
+    """Show outlines on the maximum projection, and on the frame with most labelled pixels."""
+    k = int(np.argmax(seen.labelled))
+    labels = frame_of(shown.volume, k)
+    frame = frame_of(frames, k)
+    panels = [
+        _panel("Maximum over all frames", seen.front.highest, noise),
+        _panel(f"The same, {_several(seen.front.labels)} outlined", seen.front.highest, noise),
+        _panel(f"{shown.place(k)}".capitalize(), frame, noise),
+        _panel(f"The same, {_several(labels)} outlined", frame, noise),
+    ]
+    figure = pictures.images(panels)
+    outlines.draw(figure.axes[1], seen.front.labels)
+    outlines.draw(figure.axes[3], labels)
+    caption = (
+        f"Linear below {3 * noise:.3g} counts, logarithmic above. Where blobs lie behind each other along the "
+        "rotation, the outline is that of the brighter one. The frame is that with most labelled pixels. "
+    ) + pictures.shrunk(frame)
+    picture = Picture(
+        "blobs", pictures.png(figure), "Blobs outlined on the maximum projection and on a frame", caption
+    )
+    return Section("Blobs over the frames", pictures=[picture])
+
+
+def _several(labels: np.ndarray) -> str:
+    n = np.count_nonzero(np.unique(labels))
+    return f"{n} blob{'' if n == 1 else 's'}"
+
+
+def _over_the_rotation(shown: Shown, seen: Overview, noise: float, blobs: Columns) -> Section:
+    """Show the highest value of every column in every frame, and in how many blobs a frame takes part."""
+    x, name = shown.abscissa
+    image, labels = seen.side.highest.T, seen.side.labels.T
+    figure = pictures.images(
+        [
+            _panel("Maximum along the rows", image, noise, ("column", "frame")),
+            _panel(f"The same, {_several(labels)} outlined", image, noise, ("column", "frame")),
+        ],
+        1,
+    )
+    outlines.draw(figure.axes[1], labels)
+    ends = (
+        f" Frames 0 to {len(x) - 1} are omega {x[0]:.2f}° to {x[-1]:.2f}°." if shown.omega is not None else ""
+    )
+    section = Section("Blobs over the rotation")
+    section.pictures.append(
+        Picture(
+            "rotation", pictures.png(figure), "Blobs outlined on the projection along the rows",
+            f"What is long here takes part in many frames: it lies near the rotation axis.{ends}",
+        )
+    )  # fmt: skip
+    lines = [
+        ("Blobs in every frame", per_frame(blobs, len(x))),
+        ("Labelled pixels of every frame", seen.labelled),
+    ]
+    drawn = plots.curves(x, name, lines, unit="number")
+    section.pictures.append(Picture("per-frame", pictures.png(drawn), f"Number of blobs over {name}", ""))
+    return section
+
+
+def per_frame(blobs: Columns, n_frames: int) -> np.ndarray:
+    """Count the blobs whose box holds a frame."""
+    ends = np.zeros(2 * n_frames + 1, np.int64)
+    np.add.at(ends, np.clip(blobs["frame_min"], 0, 2 * n_frames), 1)
+    np.add.at(ends, np.clip(blobs["frame_max"], 0, 2 * n_frames), -1)
+    inside = np.cumsum(ends)[: 2 * n_frames]
+    # A blob that goes over the end of the rotation goes on in its first frames.
+    return inside[:n_frames] + inside[n_frames:]
+
+
+# ---------------------------------------------------------------- how many, how large, how bright
+
+
+def _distributions(shown: Shown, blobs: Columns, rejected: Columns) -> Section:
+    section = Section("Sizes and intensities")
+    if not len(blobs["label"]) + len(rejected["label"]):
+        section.text.append("Nothing was found.")
+        return section
+    parameters = shown.step.get("parameters", {})
+    seed = parameters.get("seed_threshold")
+    marks = {"peak": [(float(seed), "seed threshold")] if isinstance(seed, int | float) else []}
+    for position, axis in enumerate(AXES):
+        ends = [(parameters.get(n), w) for n, w in (("min_size", "smallest"), ("max_size", "largest"))]
+        marks[axis] = [(float(v[position]), w) for v, w in ends if isinstance(v, list) and len(v) == 3]
+
+    def of(title: str, unit: str, read: Any, limits: Any = ()) -> Distribution:
+        return Distribution(title, unit, read(blobs), read(rejected), limits)
+
+    figures = [
+        of("Peak", "counts", lambda t: t["peak"], marks["peak"]),
+        of("Integrated intensity", "counts", lambda t: t["intensity"]),
+        of("Volume", "voxels", lambda t: t["voxels"]),
+        *(
+            of(f"Length in {a}s", f"{a}s", lambda t, a=a: t[f"{a}_max"] - t[f"{a}_min"], marks[a])
+            for a in AXES
+        ),
+    ]
+    png = pictures.png(plots.distributions(figures))
+    what = ", ".join(f.name.lower() for f in figures)
+    caption = "Rejected ones stand on top of those that were kept. " if len(rejected["label"]) else ""
+    section.pictures.append(
+        Picture("sizes", png, f"Histograms: {what}", caption + "Lengths are edges of the box.")
+    )
+    return section
+
+
+def _reasons(blobs: Columns, rejected: Columns) -> Section:
+    """Count what became of all seeds."""
+    section = Section("What was kept and what was rejected")
+    rows = [("kept", f"{len(blobs['label'])}", f"{blobs['voxels'].sum()}")]
+    for reason in sorted(set(map(str, rejected.get("rejected", [])))):
+        chosen = np.array([str(r) == reason for r in rejected["rejected"]])
+        rows.append((reason, f"{chosen.sum()}", f"{rejected['voxels'][chosen].sum()}"))
+    section.tables.append(Table(rows, ("", "blobs", "voxels")))
+    touching = blobs.get("touches_border")
+    if touching is not None and np.any(touching):
+        section.text.append(f"{np.count_nonzero(touching)} of the kept ones touch the border of the scan.")
+    return section
+
+
+# ---------------------------------------------------------------- single ones
+
+
+def _brightest(frames: Volume, labels: Volume | None, blobs: Columns, title: str, name: str) -> list[Section]:
+    """Show the brightest in the frame of their peak."""
+    order = np.argsort(-blobs["peak"], kind="stable")[:N_THUMBNAILS]
+    if not len(order):
+        return []
+    shown = [_thumbnail(frames, labels, {n: v[i] for n, v in blobs.items()}) for i in order]
+    caption = (
+        "Rows and columns around the blob in the frame of its peak; its size in frames, rows and columns. The scale is "
+        "that of the square root, from 0 to the peak. "
+    )
+    caption += "All blobs there are outlined." if labels is not None else "The box is dashed."
+    png = pictures.png(plots.thumbnails(shown))
+    return [Section(title, pictures=[Picture(name, png, f"{title}, one image each", caption)])]
+
+
+def _thumbnail(frames: Volume, labels: Volume | None, blob: dict[str, Any]) -> Thumbnail:
+    k = int(blob["peak_frame"])
+    window = [slice(k, k + 1)]
+    sizes = [int(blob[f"{a}_max"]) - int(blob[f"{a}_min"]) for a in AXES]
+    edge = min(max(*sizes[1:], LEAST - 2 * AROUND) + 2 * AROUND, LARGEST)
+    for axis, n in zip(AXES[1:], frames.shape[1:], strict=True):
+        a, b = int(blob[f"{axis}_min"]), int(blob[f"{axis}_max"])
+        middle = (a + b) // 2 if b - a <= edge else int(blob[f"peak_{axis}"])
+        start = max(0, min(middle - edge // 2, n - edge))
+        window.append(slice(start, min(n, start + edge)))
+    box = tuple(int(blob[f"{a}_{end}"]) for a in AXES[1:] for end in ("min", "max"))
+    size = " × ".join(map(str, sizes))
+    number = f"{int(blob['label'])}: " if blob["label"] else ""
+    why = f"{blob['rejected']}: " if not blob["label"] and "rejected" in blob else ""
+    return Thumbnail(
+        f"{number}{why}peak {blob['peak']:.4g}\nframe {k}, {size}",
+        frames.read(tuple(window))[0].astype(np.float32),
+        (window[1].start, window[2].start),
+        float(blob["peak"]),
+        None if labels is None else labels.read(tuple(window))[0],
+        None if labels is not None else (box[0], box[1], box[2], box[3]),
+    )
