@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from tomoscale import cli, evaluate, run, simulate, store
 from tomoscale.errors import TomoscaleError
-from tomoscale.evaluate.blobs import AXES, candidates, compared, pairs, read_table
+from tomoscale.evaluate.blobs import compared
+from tomoscale.evaluate.matching import AXES, candidates, pairs, read_table
 
 
 def table(*blobs, size=(4, 6, 6)):

@@ -89,7 +89,7 @@ def test_values_are_read_as_the_signature_types_them():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("levl=3", "bright has no parameter levl; did you mean level?"),
+        ("levels=3", "bright has no parameter levels; did you mean level?"),
         ("level", "expected name=value,value"),
         ("level=", "expected name=value,value"),
         ("frames=a,b", "has no parameter frames"),

@@ -84,7 +84,7 @@ def split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple
         return (), Path(given[0])
     if Volume in members(get_type_hints(function)[data[0].name]):
         name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
-        return (region(given[0], how.roi),), how.output or beside(str(given[0]), name)
+        return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
     if len(given) < 2:
         raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
     return (given[:-1],), Path(given[-1])
@@ -120,7 +120,7 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         )
 
 
-def beside(source: str, name: str) -> Path:
+def _beside(source: str, name: str) -> Path:
     """Return the default output: `scan.zarr` and `scan.zarr/frames` give `scan-background.zarr`."""
     path = Path(source)
     while path.suffix != ".zarr" and path.parent != path and ".zarr" in str(path.parent):
@@ -128,7 +128,7 @@ def beside(source: str, name: str) -> Path:
     return path.with_name(f"{path.name.removesuffix('.zarr')}-{name}.zarr")
 
 
-def region(source: Any, roi: str | None) -> Any:
+def _region(source: Any, roi: str | None) -> Any:
     from tomoscale import store
 
     volume = store.open_volume(source)
