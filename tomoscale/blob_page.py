@@ -46,7 +46,8 @@ def made(shown: Shown) -> tuple[str, list[tuple[str, str]], list[Section]]:
     sections : list of Section
         What follows.
     """
-    blobs, rejected = divided(shown.table)
+    blobs, found = shown.table, shown.found.get("blobs", {})
+    rejected, counts = listed(found.get("brightest_rejected", [])), found.get("rejected", {})
     frames, note = shown.made_from
     sections = []
     if frames is not None and not shown.sampled:
@@ -56,39 +57,51 @@ def made(shown: Shown) -> tuple[str, list[tuple[str, str]], list[Section]]:
             _over_the_frames(shown, frames, seen, noise),
             _over_the_rotation(shown, seen, noise, blobs),
         ]
-    sections += [_distributions(shown, blobs, rejected), _reasons(blobs, rejected)]
+    sections += [_distributions(found, shown.step, blobs, rejected), _reasons(blobs, counts)]
     if frames is not None:
         sections += _brightest(frames, shown.volume, blobs, "The brightest blobs", "brightest")
         sections += _brightest(frames, None, rejected, "The brightest of the rejected", "rejected")
     if note:
         sections[0].notes.append(note)
-    return *_lead(shown, blobs, rejected), sections
+    return *_lead(shown, blobs, counts), sections
 
 
-def divided(table: Columns) -> tuple[Columns, Columns]:
+def listed(rejected: list[dict[str, Any]]) -> Columns:
     """
-    Return the blobs of a table, and its rows that were rejected.
+    Return the rejected seeds that a result lists, as columns of a table.
 
     Parameters
     ----------
-    table : dict of str to (row,)
-        Columns; rejected rows have label 0.
+    rejected : list of dict
+        `reason`, `peak`, `position`, `voxels` and `box` of each; without voxels where it was rejected before it grew.
 
     Returns
     -------
-    blobs, rejected : dict of str to (n,)
-        The same columns.
+    dict of str to (seed,)
+        Columns as of blobs, and `reason`.
     """
-    kept = table["label"] > 0
-    return {n: v[kept] for n, v in table.items()}, {n: v[~kept] for n, v in table.items()}
+    boxes = np.array([r["box"] for r in rejected], np.int64).reshape(-1, 3, 2)
+    places = np.array([r["position"] for r in rejected], np.int64).reshape(-1, 3)
+    columns = {
+        "reason": np.array([r["reason"] for r in rejected], str),
+        "peak": np.array([r["peak"] for r in rejected], np.float64),
+        "voxels": np.array([r["voxels"] for r in rejected], np.int64),
+    }
+    for i, axis in enumerate(AXES):
+        columns |= {
+            f"peak_{axis}": places[:, i],
+            f"{axis}_min": boxes[:, i, 0],
+            f"{axis}_max": boxes[:, i, 1],
+        }
+    return columns
 
 
-def _lead(shown: Shown, blobs: Columns, rejected: Columns) -> tuple[str, list[tuple[str, str]]]:
+def _lead(shown: Shown, blobs: Columns, counts: dict[str, int]) -> tuple[str, list[tuple[str, str]]]:
     n, rows, columns = shown.volume.shape
     share = blobs["voxels"].sum() / (n * rows * columns)
     figures = [
         (f"{len(blobs['label'])}", "blobs"),
-        (f"{len(rejected['label'])}", "rejected"),
+        (f"{sum(counts.values())}", "seeds rejected"),
         (f"{n} × {rows} × {columns}", "frame, row, column"),
         (f"{100 * share:.3g} %", "of the voxels in blobs"),
     ]
@@ -192,50 +205,48 @@ def per_frame(blobs: Columns, n_frames: int) -> np.ndarray:
 # ---------------------------------------------------------------- how many, how large, how bright
 
 
-def _distributions(shown: Shown, blobs: Columns, rejected: Columns) -> Section:
+def _distributions(found: dict[str, Any], step: dict[str, Any], blobs: Columns, rejected: Columns) -> Section:
     section = Section("Sizes and intensities")
-    if not len(blobs["label"]) + len(rejected["label"]):
+    if not len(blobs["label"]) + len(rejected["peak"]):
         section.text.append("Nothing was found.")
         return section
-    parameters = shown.step.get("parameters", {})
-    seed = parameters.get("seed_threshold")
-    marks = {"peak": [(float(seed), "seed threshold")] if isinstance(seed, int | float) else []}
+    parameters, thresholds = step.get("parameters", {}), found.get("thresholds", {})
+    names = (("c_min", "c_min"), ("seed_threshold", "seed threshold"))
+    marks = {"peak": [(float(thresholds[n]), w) for n, w in names if thresholds.get(n) is not None]}
     for position, axis in enumerate(AXES):
         ends = [(parameters.get(n), w) for n, w in (("min_size", "smallest"), ("max_size", "largest"))]
-        marks[axis] = [(float(v[position]), w) for v, w in ends if isinstance(v, list) and len(v) == 3]
+        marks[axis] = [(float(v[position]), w) for v, w in ends if v]
+    grown = {n: v[rejected["voxels"] > 0] for n, v in rejected.items()}
 
-    def of(title: str, unit: str, read: Any, limits: Any = ()) -> Distribution:
-        return Distribution(title, unit, read(blobs), read(rejected), limits)
+    def length(table: Columns, axis: str) -> np.ndarray:
+        return table[f"{axis}_max"] - table[f"{axis}_min"]
 
     figures = [
-        of("Peak", "counts", lambda t: t["peak"], marks["peak"]),
-        of("Integrated intensity", "counts", lambda t: t["intensity"]),
-        of("Volume", "voxels", lambda t: t["voxels"]),
+        Distribution("Peak", "counts", blobs["peak"], rejected["peak"], marks["peak"]),
+        Distribution("Integrated intensity", "counts", blobs["intensity"]),
+        Distribution("Volume", "voxels", blobs["voxels"], grown["voxels"]),
         *(
-            of(f"Length in {a}s", f"{a}s", lambda t, a=a: t[f"{a}_max"] - t[f"{a}_min"], marks[a])
+            Distribution(f"Length in {a}s", f"{a}s", length(blobs, a), length(grown, a), marks[a])
             for a in AXES
         ),
     ]
     png = pictures.png(plots.distributions(figures))
     what = ", ".join(f.name.lower() for f in figures)
-    caption = "Rejected ones stand on top of those that were kept. " if len(rejected["label"]) else ""
-    section.pictures.append(
-        Picture("sizes", png, f"Histograms: {what}", caption + "Lengths are edges of the box.")
-    )
+    caption = "Lengths are edges of the box. "
+    if len(rejected["peak"]):
+        caption += "On top, the brightest seeds that were rejected; those that did not grow have a peak only."
+    section.pictures.append(Picture("sizes", png, f"Histograms: {what}", caption))
     return section
 
 
-def _reasons(blobs: Columns, rejected: Columns) -> Section:
+def _reasons(blobs: Columns, counts: dict[str, int]) -> Section:
     """Count what became of all seeds."""
     section = Section("What was kept and what was rejected")
-    rows = [("kept", f"{len(blobs['label'])}", f"{blobs['voxels'].sum()}")]
-    for reason in sorted(set(map(str, rejected.get("rejected", [])))):
-        chosen = np.array([str(r) == reason for r in rejected["rejected"]])
-        rows.append((reason, f"{chosen.sum()}", f"{rejected['voxels'][chosen].sum()}"))
-    section.tables.append(Table(rows, ("", "blobs", "voxels")))
-    touching = blobs.get("touches_border")
-    if touching is not None and np.any(touching):
-        section.text.append(f"{np.count_nonzero(touching)} of the kept ones touch the border of the scan.")
+    rows = [("kept", f"{len(blobs['label'])}"), *((reason, f"{n}") for reason, n in counts.items())]
+    section.tables.append(Table(rows, ("", "seeds")))
+    touching = int(np.count_nonzero(blobs["touches_border"])) if "touches_border" in blobs else 0
+    if touching:
+        section.text.append(f"{touching} of the kept ones touch the border of the scan.")
     return section
 
 
@@ -264,18 +275,17 @@ def _thumbnail(frames: Volume, labels: Volume | None, blob: dict[str, Any]) -> T
     edge = min(max(*sizes[1:], LEAST - 2 * AROUND) + 2 * AROUND, LARGEST)
     for axis, n in zip(AXES[1:], frames.shape[1:], strict=True):
         a, b = int(blob[f"{axis}_min"]), int(blob[f"{axis}_max"])
-        middle = (a + b) // 2 if b - a <= edge else int(blob[f"peak_{axis}"])
+        middle = (a + b) // 2 if 0 < b - a <= edge else int(blob[f"peak_{axis}"])
         start = max(0, min(middle - edge // 2, n - edge))
         window.append(slice(start, min(n, start + edge)))
     box = tuple(int(blob[f"{a}_{end}"]) for a in AXES[1:] for end in ("min", "max"))
-    size = " × ".join(map(str, sizes))
-    number = f"{int(blob['label'])}: " if blob["label"] else ""
-    why = f"{blob['rejected']}: " if not blob["label"] and "rejected" in blob else ""
+    name = f"{blob['label']}, peak" if "label" in blob else f"{blob['reason']},"
+    size = f", {' × '.join(map(str, sizes))}" if blob["voxels"] else ""
     return Thumbnail(
-        f"{number}{why}peak {blob['peak']:.4g}\nframe {k}, {size}",
+        f"{name} {blob['peak']:.4g}\nframe {k}{size}",
         frames.read(tuple(window))[0].astype(np.float32),
         (window[1].start, window[2].start),
         float(blob["peak"]),
         None if labels is None else labels.read(tuple(window))[0],
-        None if labels is not None else (box[0], box[1], box[2], box[3]),
+        None if labels is not None or not blob["voxels"] else (box[0], box[1], box[2], box[3]),
     )

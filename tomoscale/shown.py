@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,15 +110,23 @@ class Shown:
         return f"frame {k}" + ("" if self.omega is None else f" (omega {self.omega[k]:.2f}°)")
 
     @cached_property
-    def table(self) -> dict[str, np.ndarray]:
-        """Columns of the table beside the result; empty where there is none."""
+    def _table(self) -> Any:
         import pyarrow.parquet
 
         file = self.root.with_suffix(".parquet")
-        if not file.is_file():
-            return {}
-        table = pyarrow.parquet.read_table(file)
-        return {n: table[n].to_numpy(zero_copy_only=False) for n in table.column_names}
+        return pyarrow.parquet.read_table(file) if file.is_file() else None
+
+    @property
+    def table(self) -> dict[str, np.ndarray]:
+        """Columns of the table beside the result; empty where there is none."""
+        names = [] if self._table is None else self._table.column_names
+        return {n: self._table[n].to_numpy(zero_copy_only=False) for n in names}
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the table says of the whole: thresholds, and what was rejected; empty where it says nothing."""
+        stated = {} if self._table is None else self._table.schema.metadata or {}
+        return json.loads(stated.get(b"tomoscale", b"{}"))
 
     def before(self, k: int) -> tuple[np.ndarray | None, str]:
         """Return the raw frame, treated as the operation did before it took the background off, or why not."""
