@@ -14,6 +14,7 @@ import numpy as np
 from tomoscale import buffers
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
+from tomoscale.parts import StoredParts
 from tomoscale.result import Pass
 from tomoscale.schedule import retried
 
@@ -88,6 +89,12 @@ def peak_bytes() -> int:
 def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
     """Compute one part of a small result."""
     return np.asarray(retried(compute, graph, [key])[0])
+
+
+def keep_part(graph: dict[Any, Any], key: Any, stored: StoredParts, number: int) -> int:
+    """Compute one part of a pass and keep it; return the memory that the worker took."""
+    retried(stored.write, number, retried(compute, graph, [key])[0])
+    return peak_bytes()
 
 
 def compute(graph: dict[Any, Any], keys: list[Any]) -> Any:
