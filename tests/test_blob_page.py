@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -56,7 +57,7 @@ def regions(frames: Volume, *, seed_threshold: float, max_size: Shape3 = (9, 40,
             "voxels": inside.sum(),
             "intensity": float(bright.sum()),
         }
-        row |= {"rejected": "" if is_kept else "too large", "touches_border": box[0].start == 0}
+        row |= {"absorbed_into": 0, "touches_border": box[0].start == 0}
         for axis, span, at in zip(AXES, box, top, strict=True):
             row |= {f"peak_{axis}": at, f"{axis}_min": span.start, f"{axis}_max": span.stop, axis: float(at)}
         rows.append(row)
@@ -70,13 +71,26 @@ def regions(frames: Volume, *, seed_threshold: float, max_size: Shape3 = (9, 40,
         scratch=0,
     )
     blocks.state(made["labels"], image="scan", carried={"omega": blocks.copied(frames.sibling("omega"))})
-    types = {"label": "uint32", "voxels": "int64", "rejected": "string", "touches_border": "bool"}
+    types = {"label": "uint32", "voxels": "int64", "absorbed_into": "uint32", "touches_border": "bool"}
     types |= {f"{a}_{e}": "int64" for a in AXES for e in ("min", "max")} | {
         f"peak_{a}": "int64" for a in AXES
     }
     types |= dict.fromkeys(("peak", "intensity", *AXES), "float64")
-    columns = {n: pa.array([r[n] for r in rows], pa.type_for_alias(t)) for n, t in types.items()}
-    return {**made, "table": pa.table(columns)}
+    kept = [r for r in rows if r["label"]]
+    table = pa.table({n: pa.array([r[n] for r in kept], pa.type_for_alias(t)) for n, t in types.items()})
+    lost = [
+        {
+            "reason": "too large", "peak": float(r["peak"]), "voxels": int(r["voxels"]),
+            "position": [r[f"peak_{a}"] for a in AXES], "box": [[r[f"{a}_min"], r[f"{a}_max"]] for a in AXES],
+        }
+        for r in rows if not r["label"]
+    ]  # fmt: skip
+    found = {
+        "rejected": {"absorbed": 0, "too large": len(lost)},
+        "brightest_rejected": lost,
+        "thresholds": {},
+    }
+    return {**made, "table": table.replace_schema_metadata({"tomoscale": json.dumps({"blobs": found})})}
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +150,9 @@ def test_the_page_shows_blobs_from_all_sides_and_counts_them(made, tmp_path):
         f"{n}.png" for n in ("blobs", "rotation", "per-frame", "sizes", "brightest", "rejected")
     }
     assert "<b>2</b><span>blobs</span>" in text
-    assert "<b>1</b><span>rejected</span>" in text
-    assert re.search(r"<td>kept</td><td>2</td><td>129</td>", text)
-    assert re.search(r"<td>too large</td><td>1</td><td>192</td>", text)
+    assert "<b>1</b><span>seeds rejected</span>" in text
+    assert re.search(r"<td>kept</td><td>2</td>", text)
+    assert re.search(r"<td>too large</td><td>1</td>", text)
     assert "1 of the kept ones touch the border" in text
     assert "omega 0.00° to 11.50°" in text
 

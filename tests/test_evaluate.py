@@ -23,7 +23,7 @@ def table(*blobs, size=(4, 6, 6)):
     rows = []
     for label, blob in enumerate(blobs, 1):
         middle, extent = (blob[:3], blob[3:]) if len(blob) == 6 else (blob, size)
-        row = {"label": label, "peak": 100.0 / label, "voxels": 50, "intensity": 5000.0}
+        row = {"label": label, "peak": 100.0 / label, "voxels": 50, "intensity": 5000.0, "absorbed_into": 0}
         for axis, at, n in zip(AXES, middle, extent, strict=True):
             row |= {axis: float(at), f"peak_{axis}": round(at)}
             row |= {f"{axis}_min": round(at) - n // 2, f"{axis}_max": round(at) - n // 2 + n}
@@ -179,9 +179,20 @@ def test_the_truth_is_found_in_itself_by_its_scan_or_its_table(scan):
     assert got.centroid_error["omega"].highest == 0
 
 
-def test_rows_without_a_label_are_no_blobs(tmp_path):
-    rejected = MANY | {"label": np.array([1, 0, 2, 0, 3, 4])}
-    assert len(read_table(write(tmp_path / "t.parquet", rejected))["label"]) == 4
+def test_rows_whose_peak_belongs_to_a_brighter_blob_are_no_blobs_of_their_own():
+    part = table((10, 20, 22), (60, 90, 90))
+    found = {n: np.concatenate([MANY[n], part[n]]) for n in MANY}
+    got = score(found | {"absorbed_into": np.array([0] * 6 + [1, 1])}, MANY)
+    assert (got.found, got.absorbed, got.matched, got.split, got.false) == (6, 2, 6, 0, 0)
+
+
+def test_a_blob_over_the_end_of_a_full_turn_is_found_in_its_first_frames():
+    found = table((60, 20, 20, 8, 6, 6)) | {"peak_frame": np.array([1]), "frame": np.array([61.25])}
+    true = table((1, 20, 20)) | {"frame_min": np.array([0])}
+    assert score(found, true).matched == 0
+    got = compared(found, true, 0.0, ("found", "true"), period=60)
+    assert (got.matched, got.false) == (1, 0)
+    assert got.centroid_error["frame"].highest == pytest.approx(0.25)
 
 
 def test_a_part_is_held_against_the_truth_of_the_part(scan, tmp_path):

@@ -25,7 +25,9 @@ Columns = dict[str, np.ndarray]
 
 def is_of_blobs(shown: Shown) -> bool:
     """Tell whether a result is labels with a table of blobs beside."""
-    return shown.array == "labels" and {"label", "peak", "peak_frame", "voxels"} <= set(shown.table)
+    return shown.array == "labels" and {"label", "peak", "peak_frame", "voxels", "absorbed_into"} <= set(
+        shown.table
+    )
 
 
 def made(shown: Shown) -> tuple[str, list[tuple[str, str]], list[Section]]:
@@ -46,8 +48,10 @@ def made(shown: Shown) -> tuple[str, list[tuple[str, str]], list[Section]]:
     sections : list of Section
         What follows.
     """
-    blobs, found = shown.table, shown.found.get("blobs", {})
-    rejected, counts = listed(found.get("brightest_rejected", [])), found.get("rejected", {})
+    found, own = shown.found.get("blobs", {}), shown.table["absorbed_into"] == 0
+    blobs = {n: v[own] for n, v in shown.table.items()}
+    rejected, counts = listed(found.get("brightest_rejected", [])), dict(found.get("rejected", {}))
+    counts["absorbed"] = counts.get("absorbed", 0) + int(np.count_nonzero(~own))
     frames, note = shown.made_from
     sections = []
     if frames is not None and not shown.sampled:
@@ -244,6 +248,10 @@ def _reasons(blobs: Columns, counts: dict[str, int]) -> Section:
     section = Section("What was kept and what was rejected")
     rows = [("kept", f"{len(blobs['label'])}"), *((reason, f"{n}") for reason, n in counts.items())]
     section.tables.append(Table(rows, ("", "seeds")))
+    if counts["absorbed"]:
+        section.text.append(
+            "Absorbed: the peak belongs to a brighter blob. They are not counted as blobs here."
+        )
     touching = int(np.count_nonzero(blobs["touches_border"])) if "touches_border" in blobs else 0
     if touching:
         section.text.append(f"{touching} of the kept ones touch the border of the scan.")
@@ -263,7 +271,11 @@ def _brightest(frames: Volume, labels: Volume | None, blobs: Columns, title: str
         "Rows and columns around the blob in the frame of its peak; its size in frames, rows and columns. The scale is "
         "that of the square root, from 0 to the peak. "
     )
-    caption += "All blobs there are outlined." if labels is not None else "The box is dashed."
+    caption += (
+        "All blobs there are outlined."
+        if labels is not None
+        else ("The box is dashed; of a seed that did not grow, a square around its peak.")
+    )
     png = pictures.png(plots.thumbnails(shown))
     return [Section(title, pictures=[Picture(name, png, f"{title}, one image each", caption)])]
 
@@ -278,7 +290,10 @@ def _thumbnail(frames: Volume, labels: Volume | None, blob: dict[str, Any]) -> T
         middle = (a + b) // 2 if 0 < b - a <= edge else int(blob[f"peak_{axis}"])
         start = max(0, min(middle - edge // 2, n - edge))
         window.append(slice(start, min(n, start + edge)))
-    box = tuple(int(blob[f"{a}_{end}"]) for a in AXES[1:] for end in ("min", "max"))
+    row, column = int(blob["peak_row"]), int(blob["peak_column"])
+    box = (row - 1, row + 2, column - 1, column + 2)
+    if blob["voxels"]:
+        box = (blob["row_min"], blob["row_max"], blob["column_min"], blob["column_max"])
     name = f"{blob['label']}, peak" if "label" in blob else f"{blob['reason']},"
     size = f", {' × '.join(map(str, sizes))}" if blob["voxels"] else ""
     return Thumbnail(
@@ -287,5 +302,5 @@ def _thumbnail(frames: Volume, labels: Volume | None, blob: dict[str, Any]) -> T
         (window[1].start, window[2].start),
         float(blob["peak"]),
         None if labels is None else labels.read(tuple(window))[0],
-        None if labels is not None or not blob["voxels"] else (box[0], box[1], box[2], box[3]),
+        None if labels is not None else box,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tomoscale import blocks, bricks, growth, noise, parts
+from tomoscale import blocks, bricks, growth, noise, parts, tally
 from tomoscale.blocks import Field, Index
 from tomoscale.errors import TomoscaleError
 from tomoscale.growth import AXES, FATES, WHO, Rules
@@ -27,7 +27,7 @@ class Blobs(NamedTuple):
     table: Any
 
 
-@operation("blobs")
+@operation("blobs", outcome=tally.of_blobs)
 def segment(
     frames: Volume,
     *,

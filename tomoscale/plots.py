@@ -143,13 +143,14 @@ def _distribution(axes: Axes, one: Distribution) -> None:
     if one.others is not None and len(one.others):
         lower, counts = counts, counts + np.histogram(one.others, edges)[0]
         axes.stairs(counts, edges, baseline=lower, fill=True, color=ORANGE, alpha=0.75, label="rejected")
-        axes.legend(fontsize=9, loc="upper right")
+        axes.legend(fontsize=9, loc="center right")
     for value, name in one.limits:
         if edges[0] <= value <= edges[-1]:
+            is_left = value - edges[0] < (edges[-1] - edges[0]) / 2
             axes.axvline(value, color=pictures.GREY, linewidth=0.9, linestyle="--")
             axes.annotate(
-                name, (value, 1), (3, -3), xycoords=("data", "axes fraction"), color=pictures.GREY,
-                textcoords="offset points", va="top", ha="left", fontsize=9,
+                name, (value, 1), (3 if is_left else -3, -3), xycoords=("data", "axes fraction"), va="top",
+                textcoords="offset points", ha="left" if is_left else "right", color=pictures.GREY, fontsize=9,
             )  # fmt: skip
     if is_logarithmic:
         axes.set_xscale("log")

@@ -138,6 +138,8 @@ def run(
     with cluster.connect(
         chosen.scheduler, workers=chosen.workers, threads=chosen.threads, memory=chosen.memory_bytes
     ) as workers:
+        if not chosen.dry_run:
+            workers.executor.submit(int).result()  # so that the first value is not timed with their start
         trial = _Trial(function, region, options, folder, workers, chosen)
         rows = [trial.of(values) for values in combinations]
     if chosen.dry_run:
@@ -219,7 +221,7 @@ class _Trial:
         from tomoscale import pictures, store
 
         labels = store.open_volume(result / "labels").whole()
-        title = ", ".join(f"{n} {_word(v)}" for n, v in row.items())
+        title = ", ".join(f"{n} {_word(v)}" for n, v in row.items() if n != "seconds" and v != 0)
         picture, parameters = self.folder / f"{name}.png", self.folder / f"{name}.toml"
         picture.write_bytes(pictures.png(drawn(self.voxels, labels, title, self.region)))
         presets.save(parameters, self.function, options)

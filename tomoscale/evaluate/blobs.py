@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
-from tomoscale.evaluate.matching import AXES, Columns, candidates, distances, moved, pairs, read_table
+from tomoscale.evaluate.matching import (
+    AXES,
+    Columns,
+    candidates,
+    differences,
+    distances,
+    moved,
+    pairs,
+    period_of,
+    read_table,
+)
 from tomoscale.operation import command
 
 
@@ -70,6 +80,8 @@ class BlobScore:
         True blobs with lower peaks are not asked for; a found one that matches them is not false either.
     true, found, matched : int
         True blobs that are asked for, found blobs, and pairs of them.
+    absorbed : int
+        Rows that are no found blobs of their own: their peak belongs to a brighter one.
     recall : float or None
         Share of the true blobs that were found; None if there are none.
     missed, merged : int
@@ -93,6 +105,7 @@ class BlobScore:
     true: int
     found: int
     matched: int
+    absorbed: int
     recall: float | None
     missed: int
     merged: int
@@ -121,7 +134,7 @@ def blobs(
 
     A found and a true blob may be a pair if the peak of each lies in the box of the other. Of all ways to pair them
     one to one, that with the most pairs is taken; among those, that with the smallest sum of distances between
-    centroids.
+    centroids. Rows of a blob whose peak belongs to a brighter one (`absorbed_into`) do not count.
 
     Parameters
     ----------
@@ -155,17 +168,38 @@ def blobs(
     >>> score.recall, score.false, score.centroid_error["distance"].highest
     (1.0, 0, 0.0)
     """
-    found, true = read_table(result), read_table(truth)
-    inside = moved(found, result)
-    true = {n: v[inside(true)] for n, v in true.items()}
-    score = compared(found, true, peak_above, (str(result), str(truth)))
+    score = scored(result, truth, peak_above)
     return asdict(score) if as_json else score
 
 
 # ---------------------------------------------------------------- score
 
 
-def compared(found: Columns, true: Columns, peak_above: float, names: tuple[str, str]) -> BlobScore:
+def scored(result: Path, truth: Path, peak_above: float = 0.0) -> BlobScore:
+    """
+    Score a stored result.
+
+    Parameters
+    ----------
+    result, truth : Path
+        Tables, or what they lie beside.
+    peak_above : float
+        True blobs with lower peaks are not asked for.
+
+    Returns
+    -------
+    BlobScore
+        The score.
+    """
+    found, true = read_table(result), read_table(truth)
+    inside = moved(found, result)
+    true = {n: v[inside(true)] for n, v in true.items()}
+    return compared(found, true, peak_above, (str(result), str(truth)), period_of(result))
+
+
+def compared(
+    found: Columns, true: Columns, peak_above: float, names: tuple[str, str], period: int = 0
+) -> BlobScore:
     """
     Score a table of blobs against the true one.
 
@@ -177,23 +211,27 @@ def compared(found: Columns, true: Columns, peak_above: float, names: tuple[str,
         True blobs with lower peaks are not asked for.
     names : (str, str)
         What the tables are called.
+    period : int
+        Frames of a full turn, where found blobs may go over its end; 0 where they do not.
 
     Returns
     -------
     BlobScore
         The score.
     """
-    f, t = pairs(found, true)
+    absorbed = found["absorbed_into"] > 0
+    found = {n: v[~absorbed] for n, v in found.items()}
+    f, t = pairs(found, true, period)
     asked = true["peak"] > peak_above
     is_matched = np.isin(np.arange(len(asked)), t)
     in_a_true_box = np.isin(np.arange(len(found["label"])), candidates(found, true)[0])
-    in_a_found_box = np.isin(np.arange(len(asked)), candidates(true, found)[0])
+    in_a_found_box = np.isin(np.arange(len(asked)), candidates(true, found, period)[0])
     alone = ~np.isin(np.arange(len(found["label"])), f)
     lost = asked & ~is_matched
     kept = asked[t]
     f, t = f[kept], t[kept]
-    errors = {a: Spread.of(found[a][f] - true[a][t]) for a in AXES}
-    errors["distance"] = Spread.of(distances(found, true, f, t))
+    errors = {a: Spread.of(differences(found, true, f, t, a, period)) for a in AXES}
+    errors["distance"] = Spread.of(distances(found, true, f, t, period))
     if "omega" in found and "omega" in true:
         errors["omega"] = Spread.of((found["omega"][f] - true["omega"][t] + 180) % 360 - 180)
     return BlobScore(
@@ -202,6 +240,7 @@ def compared(found: Columns, true: Columns, peak_above: float, names: tuple[str,
         true=int(asked.sum()),
         found=len(found["label"]),
         matched=len(t),
+        absorbed=int(absorbed.sum()),
         recall=len(t) / int(asked.sum()) if asked.any() else None,
         missed=int((lost & ~in_a_found_box).sum()),
         merged=int((lost & in_a_found_box).sum()),
@@ -234,6 +273,8 @@ def _words(score: BlobScore) -> Iterator[str]:
     yield f"  recall      {score.matched} of {score.true} true blobs{above}{share}"
     yield f"  not found   {score.missed}, and {score.merged} in the box of another found blob"
     yield f"  false       {score.false} of {score.found} found blobs, and {score.split} in the box of another true one"
+    if score.absorbed:
+        yield f"  absorbed    {score.absorbed} rows whose peak belongs to a brighter blob, not counted"
     if score.matched:
         for name, unit in (("distance", "voxels"), *((a, a + "s") for a in AXES), ("omega", "degrees")):
             error = score.centroid_error.get(name)

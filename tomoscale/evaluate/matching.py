@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def read_table(path: Path) -> Columns:
     Returns
     -------
     dict of str to (blob,)
-        Its columns; rows with label 0 are no blobs.
+        Its columns; `absorbed_into` is 0 where the table does not have it.
 
     Raises
     ------
@@ -59,9 +60,9 @@ def read_table(path: Path) -> Columns:
     lacking = [n for n in NEEDED if n not in table.column_names]
     if lacking:
         raise TomoscaleError(f"{file}: has no column {', '.join(lacking)}; is it a table of blobs?")
-    wanted = [*NEEDED, *(["omega"] if "omega" in table.column_names else [])]
+    wanted = [*NEEDED, *(n for n in ("omega", "absorbed_into") if n in table.column_names)]
     columns = {n: table[n].to_numpy(zero_copy_only=False) for n in wanted}
-    return {n: v[columns["label"] > 0] for n, v in columns.items()}
+    return {"absorbed_into": np.zeros(table.num_rows, np.uint32), **columns}
 
 
 def moved(found: Columns, result: Path) -> Callable[[Columns], np.ndarray]:
@@ -87,19 +88,35 @@ def moved(found: Columns, result: Path) -> Callable[[Columns], np.ndarray]:
 
 def _rois(result: Path) -> Iterator[list[list[int]]]:
     """Yield the parts that were cut out of the frames on the way to a result, in the order of its history."""
-    group = result.with_suffix(".zarr") if result.suffix == ".parquet" else result
-    if metadata.node_type(group) != "group":
-        return
-    for step in metadata.attributes_of(group).get("tomoscale", {}).get("history", []):
+    for step in _history(_group_of(result)):
         roi = step.get("inputs", {}).get("frames", {}).get("roi")
         if roi:
             yield roi
 
 
+def _group_of(result: Path) -> Path:
+    return result.with_suffix(".zarr") if result.suffix == ".parquet" else result
+
+
+def _history(group: Path) -> list[dict[str, Any]]:
+    if metadata.node_type(group) != "group":
+        return []
+    return metadata.attributes_of(group).get("tomoscale", {}).get("history", [])
+
+
 # ---------------------------------------------------------------- pairs
 
 
-def pairs(found: Columns, true: Columns) -> tuple[np.ndarray, np.ndarray]:
+def period_of(result: Path) -> int:
+    """Return the frames of a full turn if blobs may go over its end, else 0."""
+    group = _group_of(result)
+    steps = _history(group)
+    if not steps or not steps[-1].get("parameters", {}).get("wrap"):
+        return 0
+    return metadata.array_info(group / "labels").shape[0]
+
+
+def pairs(found: Columns, true: Columns, period: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
     Pair found and true blobs one to one.
 
@@ -107,6 +124,8 @@ def pairs(found: Columns, true: Columns) -> tuple[np.ndarray, np.ndarray]:
     ----------
     found, true : dict of str to (blob,)
         Columns of tables of blobs.
+    period : int
+        Frames of a full turn, where found blobs may go over its end; 0 where they do not.
 
     Returns
     -------
@@ -118,10 +137,10 @@ def pairs(found: Columns, true: Columns) -> tuple[np.ndarray, np.ndarray]:
 
     n_found, n_true = len(found["label"]), len(true["label"])
     ours = candidates(found, true)
-    theirs = candidates(true, found)
+    theirs = candidates(true, found, period)
     both = set(zip(*ours, strict=True)) & {(f, t) for t, f in zip(*theirs, strict=True)}
     rows = np.array(sorted(both), np.int64).reshape(-1, 2)
-    distance = distances(found, true, rows[:, 0], rows[:, 1])
+    distance = distances(found, true, rows[:, 0], rows[:, 1], period)
     # Every true blob may also stay alone, at a price above that of all pairs together: so most pairs come first.
     alone = float(distance.sum()) + 2.0
     if not n_true:
@@ -137,7 +156,7 @@ def pairs(found: Columns, true: Columns) -> tuple[np.ndarray, np.ndarray]:
     return of_found[paired].astype(np.int64), of_true[paired].astype(np.int64)
 
 
-def candidates(peaks: Columns, boxes: Columns) -> tuple[np.ndarray, np.ndarray]:
+def candidates(peaks: Columns, boxes: Columns, period: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
     Find which peaks lie in which boxes.
 
@@ -145,6 +164,8 @@ def candidates(peaks: Columns, boxes: Columns) -> tuple[np.ndarray, np.ndarray]:
     ----------
     peaks, boxes : dict of str to (blob,)
         Columns of tables of blobs.
+    period : int
+        Frames of a full turn, where boxes may go over its end; 0 where they do not.
 
     Returns
     -------
@@ -153,21 +174,28 @@ def candidates(peaks: Columns, boxes: Columns) -> tuple[np.ndarray, np.ndarray]:
     """
     order = np.argsort(peaks["peak_frame"], kind="stable")
     frames = peaks["peak_frame"][order]
-    first = np.searchsorted(frames, boxes["frame_min"])
-    stop = np.searchsorted(frames, boxes["frame_max"])
-    inside, around = [], []
-    for box in range(len(first)):
-        near = order[first[box] : stop[box]]
-        for axis in ("row", "column"):
-            at = peaks[f"peak_{axis}"][near]
-            near = near[(at >= boxes[f"{axis}_min"][box]) & (at < boxes[f"{axis}_max"][box])]
-        inside.append(near)
-        around.append(np.full(len(near), box))
-    if not inside:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
+    inside, around = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for turn in (0, period) if period else (0,):
+        first = np.searchsorted(frames, boxes["frame_min"] - turn)
+        stop = np.searchsorted(frames, boxes["frame_max"] - turn)
+        for box in np.flatnonzero(stop > first):
+            near = order[first[box] : stop[box]]
+            for axis in ("row", "column"):
+                at = peaks[f"peak_{axis}"][near]
+                near = near[(at >= boxes[f"{axis}_min"][box]) & (at < boxes[f"{axis}_max"][box])]
+            inside.append(near)
+            around.append(np.full(len(near), box))
     return np.concatenate(inside), np.concatenate(around)
 
 
-def distances(found: Columns, true: Columns, f: np.ndarray, t: np.ndarray) -> np.ndarray:
+def differences(
+    found: Columns, true: Columns, f: np.ndarray, t: np.ndarray, axis: str, period: int = 0
+) -> np.ndarray:
+    """Return how far centroids of pairs are apart along an axis; the short way round a full turn."""
+    apart = found[axis][f] - true[axis][t]
+    return (apart + period / 2) % period - period / 2 if period and axis == "frame" else apart
+
+
+def distances(found: Columns, true: Columns, f: np.ndarray, t: np.ndarray, period: int = 0) -> np.ndarray:
     """Return the distance between the centroids of pairs, in voxels."""
-    return np.sqrt(np.sum([(found[a][f] - true[a][t]) ** 2 for a in AXES], axis=0))
+    return np.sqrt(np.sum([differences(found, true, f, t, a, period) ** 2 for a in AXES], axis=0))
