@@ -313,10 +313,12 @@ def table_of(rules: Rules, omega: np.ndarray | None, sigma: float | None, number
     return pa.table(columns).replace_schema_metadata({"tomoscale": found})
 
 
-def _angle_at(frame: np.ndarray, omega: np.ndarray | None) -> np.ndarray:
-    """Return degrees at a frame and its fraction, going on evenly beyond the last one; NaN without angles."""
+def _angle_at(frame: np.ndarray, omega: np.ndarray | None) -> Any:
+    """Return degrees at a frame and its fraction, going on evenly beyond the last one; nulls without angles."""
     if omega is None:
-        return np.full(len(frame), np.nan)
+        import pyarrow as pa
+
+        return pa.nulls(len(frame), pa.float64())
     step = (omega[-1] - omega[0]) / max(1, len(omega) - 1)
     beyond = np.maximum(0, frame - (len(omega) - 1))
     return np.interp(frame, np.arange(len(omega)), omega) + beyond * step
