@@ -18,6 +18,8 @@ AXES = ("frame", "row", "column")
 N_THUMBNAILS = 12
 AROUND = 8
 """Pixels around a blob in its thumbnail."""
+LARGE = 768
+"""Frames with longer edges fill the page and are drawn once."""
 LEAST, LARGEST = 32, 96
 """Edge of a thumbnail in pixels, at least and at most."""
 Columns = dict[str, np.ndarray]
@@ -141,15 +143,21 @@ def _over_the_frames(shown: Shown, frames: Volume, seen: Overview, noise: float)
     k = int(np.argmax(seen.labelled))
     labels = frame_of(shown.volume, k)
     frame = frame_of(frames, k)
-    panels = [
-        _panel("Maximum over all frames", seen.front.highest, noise),
-        _panel(f"The same, {_several(seen.front.labels)} outlined", seen.front.highest, noise),
-        _panel(f"{shown.place(k)}".capitalize(), frame, noise),
-        _panel(f"The same, {_several(labels)} outlined", frame, noise),
+    views = [
+        ("Maximum over all frames", seen.front.highest, seen.front.labels),
+        (shown.place(k).capitalize(), frame, labels),
     ]
-    figure = pictures.images(panels)
-    outlines.draw(figure.axes[1], seen.front.labels)
-    outlines.draw(figure.axes[3], labels)
+    panels, marked = [], []
+    is_large = max(frame.shape) > LARGE
+    for title, image, regions in views:
+        if not is_large:
+            panels.append(_panel(title, image, noise))
+        marked.append((len(panels), regions))
+        title = f"{title if is_large else 'The same'}, {_several(regions)} outlined"
+        panels.append(_panel(title, image, noise))
+    figure = pictures.images(panels, 1 if is_large else 2)
+    for position, regions in marked:
+        outlines.draw(figure.axes[position], regions)
     caption = (
         f"Linear below {3 * noise:.3g} counts, logarithmic above. Where blobs lie behind each other along the "
         "rotation, the outline is that of the brighter one. The frame is that with most labelled pixels. "
@@ -169,13 +177,9 @@ def _over_the_rotation(shown: Shown, seen: Overview, noise: float, blobs: Column
     """Show the highest value of every column in every frame, and in how many blobs a frame takes part."""
     x, name = shown.abscissa
     image, labels = seen.side.highest.T, seen.side.labels.T
-    figure = pictures.images(
-        [
-            _panel("Maximum along the rows", image, noise, ("column", "frame")),
-            _panel(f"The same, {_several(labels)} outlined", image, noise, ("column", "frame")),
-        ],
-        1,
-    )
+    title = f"The same, {_several(labels)} outlined"
+    panels = [_panel(t, image, noise, ("column", "frame")) for t in ("Maximum along the rows", title)]
+    figure = plots.wide(panels)
     outlines.draw(figure.axes[1], labels)
     ends = (
         f" Frames 0 to {len(x) - 1} are omega {x[0]:.2f}° to {x[-1]:.2f}°." if shown.omega is not None else ""
@@ -218,8 +222,9 @@ def _distributions(found: dict[str, Any], step: dict[str, Any], blobs: Columns, 
     names = (("c_min", "c_min"), ("seed_threshold", "seed threshold"))
     marks = {"peak": [(float(thresholds[n]), w) for n, w in names if thresholds.get(n) is not None]}
     for position, axis in enumerate(AXES):
-        ends = [(parameters.get(n), w) for n, w in (("min_size", "smallest"), ("max_size", "largest"))]
-        marks[axis] = [(float(v[position]), w) for v, w in ends if v]
+        # Both ends are allowed: the line is drawn beyond the bin.
+        ends = (("min_size", "smallest", -0.5), ("max_size", "largest", 0.5))
+        marks[axis] = [(parameters[n][position] + d, w) for n, w, d in ends if parameters.get(n)]
     grown = {n: v[rejected["voxels"] > 0] for n, v in rejected.items()}
 
     def length(table: Columns, axis: str) -> np.ndarray:

@@ -63,6 +63,8 @@ class Panel:
         Names of the vertical and the horizontal axis.
     bar : bool
         Draw a colour bar.
+    shape : (int, int), optional
+        Of the image before it was reduced.
     """
 
     title: str
@@ -74,6 +76,7 @@ class Panel:
     asinh: float = 0.0
     axes: tuple[str, str] = ("row", "column")
     bar: bool = True
+    shape: tuple[int, int] | None = None
 
 
 def reduced(image: np.ndarray, how: str = "maximum", most: int = MOST_PIXELS) -> tuple[np.ndarray, int]:
@@ -132,7 +135,7 @@ def limits(*images: np.ndarray, low: float = 0.5, high: float = 99.8) -> tuple[f
 # ---------------------------------------------------------------- figures
 
 
-LEFT, RIGHT, TOP, BOTTOM = 0.72, 0.95, 0.32, 0.62
+LEFT, RIGHT, TOP, BOTTOM = 0.72, 1.05, 0.32, 0.62
 """Inches around an image: row numbers, colour bar, title, column numbers."""
 
 
@@ -155,7 +158,7 @@ def images(panels: Sequence[Panel], n_columns: int = 2, head: str = "") -> Figur
                 height, breadth = (pixel * n for n in panel.image.shape)
                 left = LEFT + position * (LEFT + room + right)
                 box = (_dots(v) for v in (left, top - TOP - height, breadth, height))
-                _image(figure.add_axes(tuple(v / n for v, n in zip(box, whole * 2, strict=True))), panel)
+                draw_image(figure.add_axes(tuple(v / n for v, n in zip(box, whole * 2, strict=True))), panel)
             top -= line_height
     return figure
 
@@ -165,11 +168,12 @@ def _dots(inches: float) -> float:
     return round(inches * DPI) / DPI
 
 
-def _image(axes: Axes, panel: Panel) -> None:
+def draw_image(axes: Axes, panel: Panel) -> None:
+    """Draw an image with its scale into axes, stretched to fill them."""
     from matplotlib.colors import AsinhNorm, Normalize
 
     image, n = reduced(panel.image, "mean" if panel.axes[0] in "zyx" else "maximum")
-    rows, columns = panel.image.shape
+    rows, columns = panel.shape or panel.image.shape
     norm = AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
     drawn = axes.imshow(
         image,
@@ -206,7 +210,7 @@ def _decades(bar: Any, panel: Panel) -> None:
     wanted = [v for d in decades for v in (d, 3 * d) if panel.asinh * 0.9 <= v <= panel.high]
     if len(wanted) >= 2:
         bar.set_ticks([*([0.0] if panel.low <= 0 else []), *wanted])
-        bar.set_ticklabels([f"{t:.4g}" for t in bar.get_ticks()])
+        bar.set_ticklabels([f"{t:.4g}" if abs(t) < 1 else f"{t:.0f}" for t in bar.get_ticks()])
         bar.ax.minorticks_off()
 
 

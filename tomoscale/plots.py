@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tomoscale import outlines, pictures
-from tomoscale.pictures import BLUE, ORANGE, WIDTH
+from tomoscale.pictures import BLUE, ORANGE, WIDTH, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,6 +108,32 @@ def curves(
     return figure
 
 
+def wide(panels: Sequence[Panel], height: float = 2.6) -> Figure:
+    """Draw images one below the other, each as wide as the page, whatever their shape: two axes of different kind."""
+    line = pictures.TOP + height + pictures.BOTTOM
+    figure = pictures.canvas(WIDTH, len(panels) * line)
+    with pictures.style():
+        for position, panel in enumerate(panels):
+            bottom = (len(panels) - 1 - position) * line + pictures.BOTTOM
+            across = WIDTH - pictures.LEFT - pictures.RIGHT
+            box = (
+                pictures.LEFT / WIDTH,
+                bottom / line / len(panels),
+                across / WIDTH,
+                height / line / len(panels),
+            )
+            pictures.draw_image(figure.add_axes(box), _each_axis_reduced(panel))
+    return figure
+
+
+def _each_axis_reduced(panel: Panel) -> Panel:
+    """Reduce an image along each axis on its own to what can be seen, by its maximum."""
+    image = panel.image
+    for axis, size in enumerate(image.shape):
+        image = np.fmax.reduceat(image, np.arange(0, size, math.ceil(size / pictures.MOST_PIXELS)), axis)
+    return replace(panel, image=image, shape=(panel.image.shape[0], panel.image.shape[1]))
+
+
 def distributions(shown: Sequence[Distribution], n_columns: int = 2) -> Figure:
     """
     Draw histograms; quantities that go over more than a factor of thirty have a logarithmic scale.
@@ -190,7 +216,7 @@ def bins_of(values: np.ndarray) -> tuple[np.ndarray, bool]:
         return np.array([0.0, 1.0]), False
     low, high = float(values.min()), float(values.max())
     is_whole = values.dtype.kind in "iu" or bool(np.all(values == np.rint(values)))
-    if low > 0 and high / low > 30:
+    if low > 1e-12 * high and high > 30 * low:
         edges = np.geomspace(low, high, N_BINS + 1)
         if is_whole:
             edges = np.unique(np.floor(edges) + 0.5)
@@ -202,8 +228,8 @@ def bins_of(values: np.ndarray) -> tuple[np.ndarray, bool]:
         step = max(1, math.ceil((high - low + 1) / N_BINS))
         n = math.ceil((high - low + 1) / step)
         return low - 0.5 + step * np.arange(n + 1), False
-    if low == high:
-        return np.array([low - 0.5, low + 0.5]), False
+    if high - low <= 1e-9 * max(abs(low), abs(high)) or high - low < 1e-290:
+        return np.array([low - 0.5, high + 0.5]), False
     return np.linspace(low, high, N_BINS + 1), False
 
 
