@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tomoscale import blocks, cli, how, outlines, pictures, presets, store, sweep
+from tomoscale import blocks, cli, how, outlines, pictures, presets, store, sweep, tally
 from tomoscale.blocks import Field
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
@@ -183,6 +183,11 @@ def test_save_with_a_sweep_is_refused(folder):
         tried(["level=200"], save=Path("p.toml"))
 
 
+def test_json_without_a_sweep_is_refused(folder):
+    with pytest.raises(TomoscaleError, match="--json goes with --sweep"):
+        how.HowTried(as_json=True).check()
+
+
 def test_an_operation_that_cannot_show_itself_has_no_sweep(folder, capsys):
     assert cli.main(["background", "scan.zarr", "--sweep", "step=1,2"]) == 2
     assert "--sweep" in capsys.readouterr().err
@@ -243,3 +248,51 @@ def test_from_the_front_the_brightest_labelled_voxel_is_seen(values, labels):
     masked = np.where(labels > 0, values, -np.inf)
     expected = np.take_along_axis(labels, masked.argmax(0)[None], 0)[0]
     np.testing.assert_array_equal(seen, expected)
+
+
+# ---------------------------------------------------------------- blobs
+
+
+def test_a_sweep_of_blobs_counts_what_a_run_with_its_parameters_finds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(1).normal(0, 1, (20, 30, 30)).astype(np.float32)
+    frames[4:8, 5:10, 5:10] += 50
+    frames[10:13, 20:24, 12:17] += 20
+    frames[15, 3, 25] += 100
+    write_scan(tmp_path / "cleaned.zarr", frames, (8, 16, 16))
+    line = "blobs cleaned.zarr --roi 0:18,0:30,0:28 --min-size 1,3,3 --scheduler threads --quiet"
+    assert (
+        cli.main([*line.split(), "--sweep", "seed_threshold=10,30", "--sweep", "c_min=5,6 sigma", "--json"])
+        == 0
+    )
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(r["seed_threshold"], r["c_min"]) for r in rows] == [
+        (10, 5),
+        (10, "6 sigma"),
+        (30, 5),
+        (30, "6 sigma"),
+    ]
+    assert [(r["blobs"], r["too small"], r["absorbed"]) for r in rows] == [(2, 1, 0)] * 2 + [(1, 1, 0)] * 2
+    assert rows[0]["voxels"] == 4 * 5 * 5 + 3 * 4 * 5
+    assert cli.main([*line.split(), "--params", rows[1]["params"]]) == 0
+    again = tally.of_blobs(Path("cleaned-blobs.zarr"))
+    assert again == {n: rows[1][n] for n in again}
+
+
+def test_a_value_that_contradicts_another_is_refused_in_its_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_scan(tmp_path / "cleaned.zarr", np.ones((6, 8, 8), np.float32), (6, 8, 8))
+    line = "blobs cleaned.zarr --c-min 5 --sweep seed_threshold=3,30 --scheduler threads --quiet"
+    assert cli.main(line.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "refused: blobs.segment: c_min=5 exceeds seed_threshold=3" in lines[1]
+    assert lines[2].split()[:3] == ["30", "0", "0"]
+
+
+def test_blobs_without_a_threshold_name_the_option_and_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_scan(tmp_path / "cleaned.zarr", np.ones((6, 8, 8), np.float32), (6, 8, 8))
+    assert cli.main(["blobs", "cleaned.zarr", "--c-min", "5"]) == 2
+    assert (
+        "blobs: --seed-threshold is missing; give it, or --params FILE that has it" in capsys.readouterr().err
+    )

@@ -76,6 +76,12 @@ class HowTried(HowChosen):
     as_json: Annotated[bool, Parameter(name="--json")] = False
     "Print the table of `--sweep` as JSON."
 
+    def check(self) -> None:
+        """Refuse what no run can have."""
+        super().check()
+        if self.as_json and not self.sweep:
+            raise TomoscaleError("--json: a run prints the path of its result; --json goes with --sweep")
+
 
 def split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple[tuple[Any, ...], Path]:
     """Tell the data of an operation from its output."""
