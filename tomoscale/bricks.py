@@ -10,7 +10,7 @@ from tomoscale.blocks import CHUNK_BYTES, Index, Window, lengths, spans, volume_
 from tomoscale.errors import TomoscaleError
 from tomoscale.progress import human_bytes
 
-MOST_VOXELS = 1 << 26
+MOST_VOXELS = 1 << 27
 """A larger block gains nothing: its surface is small already, and a stopped run loses more."""
 BLOCKS_PER_THREAD = 4
 
@@ -123,6 +123,7 @@ def cut(
             f"{who}: the smallest block of a volume {shape} in chunks {tuple(chunks)} costs {human_bytes(cost(edges))}, "
             f"{human_bytes(block_bytes)} are allowed; try a larger --memory, or lay it out with `tomoscale convert`"
         )
+    enough = BLOCKS_PER_THREAD * threads if threads > 1 else 1
     growing = True
     while growing:
         growing = False
@@ -132,7 +133,7 @@ def cut(
                 continue
             larger = tuple(2 * e if a == axis else e for a, e in enumerate(edges))
             n_blocks = math.prod(-(-n // e) for n, e in zip(shape, larger, strict=True))
-            shared = n_blocks >= BLOCKS_PER_THREAD * threads or math.prod(larger) <= CHUNK_BYTES
+            shared = n_blocks >= enough or math.prod(larger) <= CHUNK_BYTES
             if shared and math.prod(larger) <= MOST_VOXELS and cost(larger) <= block_bytes:
                 edges, growing = larger, True
                 break

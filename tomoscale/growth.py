@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import kernels, labels
+from tomoscale import buffers, kernels, labels
 from tomoscale.blocks import Window, shape_of, volume_of
 from tomoscale.bricks import Bricks
 from tomoscale.errors import TomoscaleError
@@ -177,7 +177,7 @@ def join_components(rules: Rules, found: Sequence[Any]) -> dict[str, np.ndarray]
         )
     block = np.repeat(np.arange(len(found)), np.diff(joined.offset))
     pairs = np.unique(home[wanted] * len(found) + block[wanted])
-    return {"offset": joined.offset, "home": home, "pairs": np.stack(np.divmod(pairs, len(found)))}
+    return {"offset": joined.offset, "root": joined.root, "home": home, "pairs": np.stack(np.divmod(pairs, len(found)))}
 
 
 def _check_percolation(rules: Rules, sizes: np.ndarray, foreground: int) -> None:
@@ -209,16 +209,17 @@ def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any
     from tomoscale.kernels._growth import Sparse
 
     homes, blocks = joined["pairs"]
-    offset, home = joined["offset"], joined["home"]
-    lines, starts, stops, voxels = [], [], [], []
+    offset, home, root = joined["offset"], joined["home"], joined["root"]
+    components, lines, starts, stops, voxels = [], [], [], [], []
     for block in blocks[homes == number]:
         part, window = found[block], rules.bricks.window(int(block))
         own = home[offset[block] : offset[block + 1]] == number
-        runs = own[part["component"]]
-        line, start, stop, values = part["line"], part["start"], part["stop"], part["values"]
+        component, line, start, stop, values = (part[n] for n in ("component", "line", "start", "stop", "values"))
+        runs = own[component]
         if not runs.all():
             values = values[np.repeat(runs, stop - start)]
-            line, start, stop = line[runs], start[runs], stop[runs]
+            component, line, start, stop = component[runs], line[runs], start[runs], stop[runs]
+        components.append(root[offset[block] + component])
         frame, row = np.divmod(line.astype(np.int64), shape_of(window)[1])
         lines.append((frame + window[0].start) * rules.bricks.shape[1] + row + window[1].start)
         starts.append(start + np.int32(window[2].start))
@@ -226,16 +227,16 @@ def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any
         voxels.append(values)
     if not lines:
         return None
-    line, start, stop = map(np.concatenate, (lines, starts, stops))
+    component, line, start, stop = map(np.concatenate, (components, lines, starts, stops))
     values = np.concatenate(voxels)
-    if len(lines) > 1:
-        order = np.lexsort((start, line))
+    if len(lines) > 1 or (np.diff(component) < 0).any() or rules.how.wrap:
+        order = np.lexsort((start, line, component))
         values = _reordered(values, stop - start, order)
-        line, start, stop = line[order], start[order], stop[order]
-        opens = np.append(True, (line[1:] != line[:-1]) | (start[1:] != stop[:-1]))
+        component, line, start, stop = component[order], line[order], start[order], stop[order]
+        opens = np.append(True, (component[1:] != component[:-1]) | (line[1:] != line[:-1]) | (start[1:] != stop[:-1]))
         closes = np.append(opens[1:], True)
-        line, start, stop = line[opens], start[opens], stop[closes]
-    return Sparse(line, start, stop, values)
+        component, line, start, stop = component[opens], line[opens], start[opens], stop[closes]
+    return Sparse(component, line, start, stop, values)
 
 
 def _reordered(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -311,7 +312,8 @@ def paint_labels(
 ) -> np.ndarray:
     """Write the labels of one block."""
     window, n_rows = rules.bricks.window(number), rules.bricks.shape[1]
-    out = np.zeros(shape_of(window), np.uint32)
+    out = buffers.empty(shape_of(window), np.uint32)
+    out.fill(0)
     homes, blocks = joined[0]["pairs"]
     offset, label = numbered[0]["offset"], numbered[0]["label"]
     for home in homes[blocks == number]:

@@ -93,7 +93,9 @@ def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
 
 def keep_part(graph: dict[Any, Any], key: Any, stored: StoredParts, number: int) -> int:
     """Compute one part of a pass and keep it; return the memory that the worker took."""
-    retried(stored.write, number, retried(compute, graph, [key])[0])
+    with buffers.reused():
+        arrays = retried(compute, graph, [key])[0]
+    retried(stored.write, number, arrays)
     return peak_bytes()
 
 

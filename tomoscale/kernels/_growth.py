@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._compile import compiled, inlined, part
 
 KEPT, FEW_VOXELS, ABOVE_C_MAX, ABSORBED, SMALL, LARGE = range(6)
 """What became of a seed."""
@@ -23,10 +23,12 @@ BYTES_PER_VOXEL = 64
 
 class Sparse(NamedTuple):
     """
-    Voxels of whole components: runs sorted by line and start, no two of them adjacent.
+    Voxels of whole components: runs sorted by component, line and start, no two of them adjacent.
 
     Parameters
     ----------
+    component : (run,) int64
+        Number of the component.
     line : (run,) int64
         frame * rows + row, in the whole scan.
     start, stop : (run,) int32
@@ -35,6 +37,7 @@ class Sparse(NamedTuple):
         One run after the other.
     """
 
+    component: NDArray[np.int64]
     line: NDArray[np.int64]
     start: NDArray[np.int32]
     stop: NDArray[np.int32]
@@ -127,12 +130,12 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     Grown
         One entry per seed, by descending maximum (of equals, the smaller index first).
     """
-    line, start, stop, values = sparse
-    opening = np.concatenate([[True], line[1:] != line[:-1]]) if len(line) else np.empty(0, bool)
+    component, line, start, stop, values = sparse
+    opening = np.append(True, (line[1:] != line[:-1]) | (component[1:] != component[:-1]))
     pointer = np.append(np.flatnonzero(opening), len(line))
     lines = line[pointer[:-1]]
     offset = np.concatenate([[0], np.cumsum(stop - start, dtype=np.int64)])
-    near = _neighbours(lines, shape[0], shape[1], how.connectivity == 26, how.wrap)
+    near = _neighbours(component[pointer[:-1]], lines, shape[0], shape[1], how.connectivity == 26, how.wrap)
     stamp = np.zeros(len(values), np.int32)
     queue = np.empty((len(values), 4), np.int32)
     net = (lines, pointer, start, stop, offset, values, near, int(how.connectivity == 26))
@@ -152,8 +155,8 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
 
 
 @compiled
-def _neighbours(lines, n_frames, n_rows, diagonal, wrap):  # type: ignore[no-untyped-def]
-    """Return the places of the neighbouring lines in a sorted list of lines, -1 for none; the order is fixed."""
+def _neighbours(component, lines, n_frames, n_rows, diagonal, wrap):  # type: ignore[no-untyped-def]
+    """Return the places of the neighbouring lines of the same component, -1 for none; the order is fixed."""
     near = np.full((len(lines), 8), -1, np.int32)
     k = 0
     for dz in range(-1, 2):
@@ -169,24 +172,24 @@ def _neighbours(lines, n_frames, n_rows, diagonal, wrap):  # type: ignore[no-unt
                     if outside != (around == 1) or not 0 <= y + dy < n_rows:
                         continue
                     wanted = lines[i] + jump
-                    while j < len(lines) and lines[j] < wanted:
+                    own = component[i]
+                    while j < len(lines) and (component[j] < own or (component[j] == own and lines[j] < wanted)):
                         j += 1
-                    if j < len(lines) and lines[j] == wanted:
+                    if j < len(lines) and component[j] == own and lines[j] == wanted:
                         near[i, k] = j
             k += 1
     return near[:, :k].copy()
 
 
-@part
+@inlined
 def _is_in(values, v, low, high, stamp, me, owner, claim):  # type: ignore[no-untyped-def]
     value = values[v]
     return low <= value and value <= high and stamp[v] != me and not (claim and owner[v] >= 0)
 
 
-@part
-def _push(net, run, at, x, low, high, stamp, me, owner, claim, queue, n):  # type: ignore[no-untyped-def]
+@inlined
+def _push(start, stop, offset, values, run, at, x, low, high, stamp, me, owner, claim, queue, n):  # type: ignore[no-untyped-def]
     """Add the stretch around a voxel: all of its run that is in range."""
-    start, stop, offset, values = net[2], net[3], net[4], net[5]
     shift = offset[run] - start[run]
     first = x
     while first > start[run] and _is_in(values, shift + first - 1, low, high, stamp, me, owner, claim):
@@ -204,7 +207,7 @@ def _push(net, run, at, x, low, high, stamp, me, owner, claim, queue, n):  # typ
 def _flood(net, run, at, x, low, high, stamp, me, owner, claim, queue):  # type: ignore[no-untyped-def]
     """Fill the queue with all stretches that connect to a voxel; return their number."""
     pointer, start, stop, offset, values, near, reach = net[1], net[2], net[3], net[4], net[5], net[6], net[7]
-    _push(net, run, at, x, low, high, stamp, me, owner, claim, queue, 0)
+    _push(start, stop, offset, values, run, at, x, low, high, stamp, me, owner, claim, queue, 0)
     n, k = 1, 0
     while k < n:
         here = queue[k, 0]
@@ -230,7 +233,9 @@ def _flood(net, run, at, x, low, high, stamp, me, owner, claim, queue):  # type:
                 c_end = min(b, stop[r])
                 while c < c_end:
                     if _is_in(values, shift + c, low, high, stamp, me, owner, claim):
-                        c = _push(net, r, other, c, low, high, stamp, me, owner, claim, queue, n)
+                        c = _push(
+                            start, stop, offset, values, r, other, c, low, high, stamp, me, owner, claim, queue, n
+                        )  # fmt: skip
                         n += 1
                     else:
                         c += 1

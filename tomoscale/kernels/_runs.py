@@ -27,7 +27,8 @@ class Found(NamedTuple):
     Parameters
     ----------
     line, start, stop, component : (run,) int32
-        Runs of the kept components within the block; components are numbered from 0 by their first voxel.
+        Runs of the kept components within the block, one component after the other; they are numbered from 0 by
+        their first voxel.
     values : (voxel,)
         The voxels of these runs, one run after the other.
     seeded : (component,) bool
@@ -86,7 +87,7 @@ def find_components(
     Found or None
         None if there are more runs, or more voxels to keep, than `scratch_bytes` allows for.
     """
-    frames = plain(frames)
+    voxels, steps = rows_of(frames)
     n_lines, n_rows, n_columns = frames.shape[0] * frames.shape[1], frames.shape[1], frames.shape[2]
     low, high = at_least(threshold, frames.dtype), at_least(seed, frames.dtype)
     if low is None or not frames.size:
@@ -94,7 +95,7 @@ def find_components(
     room = most_runs(frames.shape)
     start, stop = np.empty(room, np.int32), np.empty(room, np.int32)
     pointer = np.empty(n_lines + 1, np.int32)
-    n_runs = _find_runs(frames, low, start, stop, pointer)
+    n_runs = _find_runs(voxels, steps, frames.shape, low, start, stop, pointer)
     if n_runs < 0:
         return None
     start, stop = start[:n_runs], stop[:n_runs]
@@ -102,14 +103,14 @@ def find_components(
     _join_runs(start, stop, pointer, n_rows, int(connectivity == 26), parent)
     faces = np.asarray(open_faces, np.bool_)
     seed_value = np.inf if high is None else float(high)
-    component, flags, sizes = _describe(frames, start, stop, pointer, parent, seed_value, faces)
+    component, flags, sizes = _describe(voxels, steps, frames.shape, start, stop, pointer, parent, seed_value, faces)
     kept = flags > 0
     n_voxels = int(sizes[kept].sum())
     if n_voxels > max(1 << 20, frames.size // 4):
         return None
     number = np.cumsum(kept, dtype=np.int32) - 1
     number[~kept] = -1
-    found = _compact(frames, start, stop, pointer, component, number, n_voxels, faces)
+    found = _compact(voxels, steps, frames.shape[1], start, stop, pointer, component, number, n_voxels)
     return Found(*found, (flags[kept] & 1).astype(bool), sizes[kept], *_shell(found, frames.shape, faces),
                  int(sizes.sum()))  # fmt: skip
 
@@ -130,6 +131,17 @@ def at_least(threshold: float, dtype: np.dtype) -> Any:
     return value if float(value) >= threshold else np.nextafter(value, dtype.type(np.inf))
 
 
+def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
+    """Return the memory of frames in one dimension, and the steps between frames and rows: a window needs no copy."""
+    size = frames.dtype.itemsize
+    plane, row, voxel = frames.strides
+    if voxel != size or min(plane, row) < 0 or plane % size or row % size or not frames.dtype.isnative:
+        frames = np.array(frames, frames.dtype.newbyteorder("="), order="C")
+        plane, row, voxel = frames.strides
+    span = sum((n - 1) * s for n, s in zip(frames.shape, frames.strides, strict=True)) // size + 1
+    return plain(np.lib.stride_tricks.as_strided(frames, (span,), (size,))), (plane // size, row // size)
+
+
 def _empty(dtype: np.dtype) -> Found:
     none = np.empty(0, np.int32)
     return Found(none, none, none, none, np.empty(0, dtype), np.empty(0, bool), np.empty(0, np.int64),
@@ -137,20 +149,21 @@ def _empty(dtype: np.dtype) -> Found:
 
 
 @compiled
-def _find_runs(frames, low, start, stop, pointer):  # type: ignore[no-untyped-def]
-    n_frames, n_rows, n_columns = frames.shape
+def _find_runs(voxels, steps, shape, low, start, stop, pointer):  # type: ignore[no-untyped-def]
+    n_frames, n_rows, n_columns = shape
     room, n, line = len(start), 0, 0
     for z in range(n_frames):
         for y in range(n_rows):
             pointer[line] = n
             line += 1
-            row = frames[z, y]
+            first = z * steps[0] + y * steps[1]
+            row = voxels[first : first + n_columns]
             x = 0
             while x < n_columns:
                 if x + _AT_ONCE <= n_columns:
-                    above = np.int32(0)
+                    some, above = row[x : x + _AT_ONCE], np.int32(0)
                     for k in range(_AT_ONCE):
-                        above += np.int32(row[x + k] >= low)
+                        above += np.int32(some[k] >= low)
                     if above == 0:
                         x += _AT_ONCE
                         continue
@@ -215,9 +228,9 @@ def _join_runs(start, stop, pointer, n_rows, reach, parent):  # type: ignore[no-
 
 
 @compiled
-def _describe(frames, start, stop, pointer, parent, seed, faces):  # type: ignore[no-untyped-def]
+def _describe(voxels, steps, shape, start, stop, pointer, parent, seed, faces):  # type: ignore[no-untyped-def]
     """Number the components by their first voxel; flag 1: has a seed voxel, flag 2: touches an open face."""
-    n_frames, n_rows, n_columns = frames.shape
+    n_frames, n_rows, n_columns = shape
     component = np.empty(len(parent), np.int32)
     flags = np.zeros(len(parent), np.uint8)
     sizes = np.zeros(len(parent), np.int64)
@@ -242,32 +255,42 @@ def _describe(frames, start, stop, pointer, parent, seed, faces):  # type: ignor
             if outer or (start[i] == 0 and faces[2, 0]) or (stop[i] == n_columns and faces[2, 1]):
                 flags[c] |= 2
             if not flags[c] & 1:
-                for x in range(start[i], stop[i]):
-                    if frames[z, y, x] >= seed:
+                first = z * steps[0] + y * steps[1]
+                for x in range(first + start[i], first + stop[i]):
+                    if voxels[x] >= seed:
                         flags[c] |= 1
                         break
     return component, flags[:n], sizes[:n]
 
 
 @compiled
-def _compact(frames, start, stop, pointer, component, number, n_voxels, faces):  # type: ignore[no-untyped-def]
-    n_rows = frames.shape[1]
+def _compact(voxels, steps, n_rows, start, stop, pointer, component, number, n_voxels):  # type: ignore[no-untyped-def]
+    # One component after the other: growth then works in a few kilobytes at a time (bench_blobs: twice as fast).
+    n_runs, n_of = np.zeros(len(number) + 1, np.int64), np.zeros(len(number) + 1, np.int64)
     n_kept = 0
     for i in range(len(component)):
-        n_kept += number[component[i]] >= 0
+        c = number[component[i]]
+        if c >= 0:
+            n_kept += 1
+            n_runs[c + 1] += 1
+            n_of[c + 1] += stop[i] - start[i]
+    for c in range(len(number)):
+        n_runs[c + 1] += n_runs[c]
+        n_of[c + 1] += n_of[c]
     lines = np.empty(n_kept, np.int32)
     starts, stops, components = np.empty_like(lines), np.empty_like(lines), np.empty_like(lines)
-    values = np.empty(n_voxels, frames.dtype)
-    n = v = 0
+    values = np.empty(n_voxels, voxels.dtype)
     for line in range(len(pointer) - 1):
         for i in range(pointer[line], pointer[line + 1]):
             c = number[component[i]]
             if c >= 0:
+                n, v = n_runs[c], n_of[c]
+                n_runs[c] += 1
+                n_of[c] += stop[i] - start[i]
                 lines[n], starts[n], stops[n], components[n] = line, start[i], stop[i], c
-                n += 1
-                row = frames[line // n_rows, line % n_rows]
-                for x in range(start[i], stop[i]):
-                    values[v] = row[x]
+                first = line // n_rows * steps[0] + line % n_rows * steps[1]
+                for x in range(first + start[i], first + stop[i]):
+                    values[v] = voxels[x]
                     v += 1
     return lines, starts, stops, components, values
 
