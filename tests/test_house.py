@@ -35,6 +35,8 @@ HEAVY = {
     "zarr",
 }
 SHELLS = {"system", "popen", "getoutput", "getstatusoutput"}
+SHELL_NAMES = {f"os.{name}" for name in SHELLS} | {f"subprocess.{name}" for name in SHELLS}
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST = 320
 TESTED_IN = {"export": "convert"}
 
@@ -82,9 +84,7 @@ def test_help_loads_nothing_heavy():
 
 def unsafe(tree: ast.AST) -> set[str]:
     """Return what in a file could run code that came with the data."""
-    found = {
-        m for m in imported(tree) if m.split(".")[0] in {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
-    }
+    found = {m for m in imported(tree) if m.split(".")[0] in UNPICKLERS or m in SHELL_NAMES}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -98,8 +98,10 @@ def unsafe(tree: ast.AST) -> set[str]:
             found.add(f"{owner}.{name}")
         if owner == "yaml" and name != "safe_load":
             found.add(f"yaml.{name}")
-        if owner in {"np", "numpy"} and name == "load" and given.get("allow_pickle", "False") != "False":
-            found.add("numpy.load(allow_pickle)")
+        if given.get("allow_pickle", "False") != "False":
+            found.add(f"{name}(allow_pickle)")
+        if name in {"read_pickle", "Pickle", "Unpickler"}:
+            found.add(name)
         if owner == "torch" and name == "load" and given.get("weights_only") != "True":
             found.add("torch.load")
     return found
@@ -118,6 +120,12 @@ def test_nothing_in_the_package_runs_code_that_came_with_the_data():
         "os.system(x)",
         "np.load(f, allow_pickle=True)",
         "run(x, shell=1)",
+        "from os import system",
+        "from numpy import load\nload(f, allow_pickle=yes)",
+        "pandas.read_pickle(f)",
+        "numcodecs.Pickle()",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
     ],
 )
 def test_the_scan_for_unsafe_calls_finds_them(code):

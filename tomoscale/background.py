@@ -27,6 +27,8 @@ from tomoscale.margin import margin_level, margin_of
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Edge, Rect, Volume, Width
 
+MOST_FRAMES = 10_000_000
+"""More are a mistake: a plan of them alone would fill the memory."""
 MUCH_READING = 8.0
 """Times that a scan is decoded before it is worth to lay it out anew first."""
 
@@ -179,6 +181,10 @@ def _scan_shape(frames: Any) -> tuple[int, int, int]:
         )
     if frames.shape[0] < 3:
         raise TomoscaleError(f"background.remove: {frames.shape[0]} frames; a moving median needs at least 3")
+    if frames.shape[0] > MOST_FRAMES:
+        raise TomoscaleError(
+            f"background.remove: claims {frames.shape[0]} frames; at most {MOST_FRAMES} are read"
+        )
     return frames.shape
 
 
@@ -204,7 +210,18 @@ def _dark_of(frames: Any, dark: Any) -> Any:
 
 def _beside(frames: Any, dark: Any) -> dict[str, Any]:
     """Return what the output keeps of the input: the dark that is used, and the rotation angles."""
-    kept = {"dark": dark, "omega": frames.sibling("omega")}
+    omega = frames.sibling("omega")
+    if omega is not None:
+        if omega.shape != frames.shape[:1]:
+            raise TomoscaleError(
+                f"background.remove: omega has shape {omega.shape}; expected {frames.shape[0]} angles, one per frame"
+            )
+        angles = omega.whole()
+        if (strange := np.flatnonzero(~np.isfinite(angles))).size:
+            raise TomoscaleError(
+                f"background.remove: omega of frame {strange[0]} is {angles[strange[0]]}; expected degrees"
+            )
+    kept = {"dark": dark, "omega": omega}
     return {name: volume for name, volume in kept.items() if volume is not None}
 
 

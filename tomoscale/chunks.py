@@ -18,27 +18,22 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import google_crc32c
 import numpy as np
 
 from tomoscale import buffers
-from tomoscale.blocks import Index, Window, shape_of
+from tomoscale.blocks import MIB, Index, Window, shape_of
 from tomoscale.errors import DamagedError
+from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
+from tomoscale.objects import PARTIAL, Stored, checksum, measure, read_object, sync_folder, write_object
+
+__all__ = ["PARTIAL", "ChunkFiles", "Stored", "blosc", "checksum", "measure", "sync_folder", "write_object"]
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _BLOSC_HEADER = struct.Struct("<4B3I")
-PARTIAL = ".partial"
-
-
-class Stored(NamedTuple):
-    """One stored object: its key within the array, bytes, and `checksum` of all of them."""
-
-    key: str
-    length: int
-    crc: int
 
 
 @functools.cache
@@ -72,20 +67,26 @@ class ChunkFiles:
     @classmethod
     def of(cls, folder: Path, info: ArrayInfo, fill: float | None = None) -> ChunkFiles | None:
         """Return the files of an array, or None if zarr must read it."""
-        names = [c["name"] for c in info.codecs]
+        names = [c.get("name") for c in info.codecs]
         simple = names[:1] == ["bytes"] and names[1:] in ([], ["blosc"], ["crc32c"], ["blosc", "crc32c"])
         if info.zarr_format != 3 or not simple or info.chunks != info.stored:
             return None
-        configuration = {c["name"]: c.get("configuration", {}) for c in info.codecs}
+        configuration = {c["name"]: c.get("configuration") or {} for c in info.codecs}
         big = configuration["bytes"].get("endian") == "big"
         compressor = None
         if "blosc" in names:
-            b = configuration["blosc"]
-            compressor = (b["cname"], b["clevel"], _SHUFFLES[b["shuffle"]], b.get("blocksize", 0))
+            b = configuration["blosc"]  # when reading, the chunks say by which of them they are compressed
+            shuffle = _SHUFFLES.get(str(b.get("shuffle")), 1)
+            compressor = (str(b.get("cname", "lz4")), b.get("clevel", 5), shuffle, b.get("blocksize", 0))
         dtype = info.dtype.newbyteorder(">" if big else "<")
         return cls(
             folder, info.shape, info.chunks, dtype, info.separator, compressor, "crc32c" in names, fill
         )
+
+    @functools.cached_property
+    def root(self) -> str:
+        """The folder, with all links followed: chunks lie below it."""
+        return os.path.realpath(self.folder)
 
     @property
     def chunk_bytes(self) -> int:
@@ -105,7 +106,7 @@ class ChunkFiles:
 
     def keys(self) -> Iterator[str]:
         """Return the names of all chunks."""
-        return (self.key(i) for i in np.ndindex(*self.grid))
+        return map(self.key, indices(self.grid))
 
     def keys_of(self, start: Sequence[int], shape: Sequence[int]) -> list[str]:
         """Return the names of the chunks of a block."""
@@ -150,7 +151,7 @@ class ChunkFiles:
         """
         path = self.folder / self.key(index)
         try:
-            raw = path.read_bytes()
+            raw = read_object(path, self.root, 2 * self.chunk_bytes + MIB)
         except FileNotFoundError:
             if self.fill is None:
                 raise DamagedError(f"{path}: chunk is missing; `tomoscale verify` lists all damage") from None
@@ -251,59 +252,3 @@ _IN_FLIGHT = threading.BoundedSemaphore(6)
 @functools.cache
 def _writers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(4, thread_name_prefix="tomoscale-writer")
-
-
-def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
-    """Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
-    try:
-        with open(temporary, "wb", buffering=0) as file:
-            for piece in pieces:
-                written = 0
-                while written < len(piece):
-                    written += file.write(memoryview(piece)[written:])
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk needs the room
-        raise
-    os.replace(temporary, path)
-    stored = measure(path, key)
-    if stored != Stored(key, sum(map(len, pieces)), checksum(*pieces)):
-        raise DamagedError(f"{path}: reads back other bytes than were written; is the disk failing?")
-    return stored
-
-
-def measure(path: Path, key: str = "") -> Stored:
-    """Return the length and checksum of a stored object."""
-    raw = path.read_bytes()
-    return Stored(key, len(raw), checksum(raw))
-
-
-def checksum(*pieces: bytes) -> int:
-    """
-    Return the crc32c of a stored object with its last four bytes in reverse.
-
-    In order they would not do: a chunk ends with its own crc32c, and the crc32c of everything that does is one and the
-    same number, so that two chunks of one length could be exchanged unseen.
-
-    >>> from struct import pack
-    >>> crc32c = google_crc32c.value
-    >>> whole = [body + pack("<I", crc32c(body)) for body in (b"one", b"two")]
-    >>> crc32c(whole[0]) == crc32c(whole[1]), checksum(whole[0]) == checksum(whole[1])
-    (True, False)
-    """
-    *first, last = pieces if len(pieces[-1]) >= 4 else [b"".join(pieces)]
-    whole = np.frombuffer(last, np.uint8) if last else np.empty(0, np.uint8)
-    crc = 0
-    for piece in (*first, whole[:-4], whole[-4:][::-1].copy()):
-        crc = google_crc32c.extend(crc, piece)
-    return crc
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,10 @@ from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
 from tomoscale.how import How, HowChosen, HowTried, execute
 from tomoscale.parameters import Grid, Rect, Span, Volume, members
-from tomoscale.values import numbers, rects, spans
+from tomoscale.values import at_home, joined, numbers, rects, spans
+
+LONGEST = 4000
+"""Characters of an error."""
 
 
 def _typed(hint: Any, parameter: inspect.Parameter) -> Any:
@@ -167,9 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
+    given = [at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with schedule.interruptible():
-            result = build()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            result = build()(
+                joined(given, functions()),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except InterruptedRunError as error:
         _say(error)
         sys.stdout.flush()
@@ -183,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say(f"{error.filename or 'storage'}: {error.strerror or error}")
         return 2
+    except MemoryError:
+        _say("this takes more memory than there is; try a part with --roi, or a smaller input")
+        return 2
     if result is not None:
         _print(json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result))
     return 0
@@ -191,14 +203,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print(text: str) -> None:
     """Print a result; that nobody reads it to its end is no error."""
     try:
-        print(text, flush=True)
+        print("\n".join(map(_shown, text.split("\n"))), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: object) -> None:
-    """Print an error or a warning as one line."""
-    print(f"tomoscale: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    """Print an error or a warning as one line of sensible length."""
+    text = _shown(" ".join(str(message).split()))
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} ..."
+    print(f"tomoscale: {text}", file=sys.stderr, flush=True)
+
+
+def _shown(text: str) -> str:
+    """Write out what a terminal would take for a command: names and attributes come from files."""
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tomoscale import buffers
+from tomoscale.access import Access
 from tomoscale.errors import TomoscaleError
 from tomoscale.progress import human_bytes
 
@@ -29,6 +30,7 @@ BASE_BYTES = 250_000_000
 """What a worker holds before its first block: interpreter, Dask, Numba and the compiled kernels (206 MB measured)."""
 BLOCK_FACTOR = 1.15
 USABLE = 0.7
+LOCAL = Access()
 MOST_BLOCK_BYTES = 1_600_000_000
 SETTINGS: dict[str, Any] = {
     "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
@@ -111,6 +113,7 @@ def connect(
     workers: int | None = None,
     threads: int | None = None,
     memory: int | None = None,
+    access: Access = LOCAL,
 ) -> Iterator[Connection]:
     """
     Connect to workers, and leave them at the end.
@@ -127,20 +130,24 @@ def connect(
         Threads of each; 1 by default, and as many as cores for `threads`.
     memory : int, optional
         Bytes that one worker may use; an equal share of the machine by default.
+    access : Access
+        Who may reach the workers.
 
     Yields
     ------
     Connection
         The workers.
     """
-    connection = _connection(scheduler, workers, threads, memory)
+    connection = _connection(scheduler, workers, threads, memory, access)
     try:
         yield connection
     finally:
         connection.close()
 
 
-def _connection(scheduler: str, workers: int | None, threads: int | None, memory: int | None) -> Connection:
+def _connection(
+    scheduler: str, workers: int | None, threads: int | None, memory: int | None, access: Access
+) -> Connection:
     if scheduler == "threads":
         count = threads or workers or _cores()
         where = f"{count} thread{'s' * (count > 1)} of this process"
@@ -149,9 +156,11 @@ def _connection(scheduler: str, workers: int | None, threads: int | None, memory
         workers, threads = workers or _cores(), threads or 1
         each = memory or machine_memory() // workers
         where = f"{workers} local worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
-        return Connection(lambda stack: _local(stack, workers, threads, each), workers, threads, each, where)
+        return Connection(
+            lambda stack: _local(stack, workers, threads, each, access), workers, threads, each, where
+        )
     if "://" in scheduler:
-        return _remote(scheduler)
+        return _remote(scheduler, access)
     raise TomoscaleError(
         f"scheduler {scheduler!r}; expected local, threads, or an address such as tls://host:8786"
     )
@@ -175,7 +184,9 @@ def _threads(stack: ExitStack, threads: int) -> tuple[Executor, None]:
     return executor, None
 
 
-def _local(stack: ExitStack, workers: int, threads: int, memory: int) -> tuple[Executor, str | None]:
+def _local(
+    stack: ExitStack, workers: int, threads: int, memory: int, access: Access
+) -> tuple[Executor, str | None]:
     import dask
     from distributed import Client, LocalCluster
 
@@ -186,23 +197,25 @@ def _local(stack: ExitStack, workers: int, threads: int, memory: int) -> tuple[E
             threads_per_worker=threads,
             memory_limit=memory,
             host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
+            dashboard_address="127.0.0.1:0" if access.dashboard else None,
             silence_logs=logging.CRITICAL,  # a failed block is named by the run, in one line,
         )
     )
     client = stack.enter_context(Client(cluster, set_as_default=False))
-    return _executor(client), client.dashboard_link
+    return _executor(client), client.dashboard_link if access.dashboard else None
 
 
-def _remote(address: str) -> Connection:
+def _remote(address: str, access: Access) -> Connection:
     from distributed import Client
 
-    protocol, _, host = address.partition("://")
-    if protocol != "tls" and host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost", "[::1]"):
-        raise TomoscaleError(f"scheduler {address}: not encrypted; use tls:// for other hosts than this one")
+    security = access.security(address)
     try:
-        client = Client(address, timeout=20, set_as_default=False)
-    except (OSError, TimeoutError) as error:
+        client = Client(address, timeout=20, set_as_default=False, security=security)
+    except (
+        OSError,
+        TimeoutError,
+        ValueError,
+    ) as error:  # certificates that cannot be read are of the last kind
         raise TomoscaleError(f"scheduler {address}: no answer ({error})") from None
     connection = of_client(client)
     connection._stack.enter_context(client)

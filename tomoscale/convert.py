@@ -80,6 +80,7 @@ def scan(
     if roi is not None:
         found = _cut(found, roi)
     _refuse_unwritten(found)
+    _refuse_strange_angles(found.omega)
     if kind == "volume":
         return _stated({"volume": _lazy(found.frames, kind, chunks)}, found, "volume")
     result: dict[str, Any] = {"frames": _lazy(found.frames, kind, chunks)}
@@ -96,12 +97,13 @@ def _stated(result: dict[str, Any], found: sources.Scan, image: str) -> dict[str
     """State what viewers see, and from which files it comes, so that a changed input is noticed."""
     first = next(iter(result.values()))
     inputs = {"source": found.frames.identity()}
+    files = [f for stack in found[:3] if stack is not None for f in sources.files_of(stack)]
     for role in ("dark", "flat"):
         if role in result:
             inputs[role] = getattr(found, role).identity()
     for array in result.values():
         if hasattr(array, "dask"):
-            blocks.state(array, inputs=inputs, history=found.frames.history())
+            blocks.state(array, inputs=inputs, history=found.frames.history(), files=files)
     blocks.state(first, image=image)
     return result
 
@@ -187,6 +189,14 @@ def _refuse_unwritten(scan: sources.Scan) -> None:
                 f"{int(lost[0])} "
                 "(an acquisition that stopped early?); take the others with --roi"
             )
+
+
+def _refuse_strange_angles(omega: np.ndarray | None) -> None:
+    """Hold back angles that are not numbers."""
+    if omega is not None and (strange := np.flatnonzero(~np.isfinite(omega))).size:
+        raise TomoscaleError(
+            f"convert.scan: the angle of frame {strange[0]} is {omega[strange[0]]}; expected degrees"
+        )
 
 
 # ---------------------------------------------------------------- blocks

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tomoscale import background, blobs, blocks, cluster, metadata, report, run, simulate, store
+from tomoscale import background, blobs, blocks, cluster, report, run, simulate, store
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.evaluate.blobs import BlobScore, scored
 from tomoscale.operation import command
-from tomoscale.parameters import Count, Shape3, Width
+from tomoscale.parameters import Count, Seed, Shape3
+from tomoscale.record import record_of
 from tomoscale.store import Volume
 
 MARKER = ".tomoscale-demo"
@@ -35,7 +36,7 @@ def trial(
     folder: Path = Path("tomoscale-demo"),
     *,
     shape: Shape3 = (600, 192, 192),
-    seed: Width = 0,
+    seed: Seed = 0,
     workers: Count | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -71,6 +72,7 @@ def trial(
         The result is not what NumPy gives.
     """
     folder = Path(folder)
+    simulate.check_scan(shape)
     _claim(folder)
     begin = time.monotonic()
     scan, cleaned, found = folder / SCAN, folder / CLEANED, folder / FOUND
@@ -119,7 +121,7 @@ def _maker(result: Path) -> str | None:
     """Return the operation that made a result; None if there is none."""
     if not result.exists():
         return None
-    history = metadata.attributes_of(result).get("tomoscale", {}).get("history") or [{}]
+    history = (record_of(result) or {}).get("history") or [{}]
     return str(history[-1].get("operation", "unknown"))
 
 

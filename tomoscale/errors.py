@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,6 +24,15 @@ class DamagedError(TomoscaleError):
 
     exit_status = 3
     found: Any = None
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Call damage bad input where nothing has been computed yet: no block has failed."""
+    try:
+        yield
+    except DamagedError as error:
+        raise TomoscaleError(str(error)) from None
 
 
 class InterruptedRunError(BaseException):

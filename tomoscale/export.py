@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tomoscale import blocks, cluster, metadata, store
-from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
+from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError, bad_input
 from tomoscale.operation import command
 from tomoscale.parameters import Volume
 from tomoscale.progress import Progress, human_bytes
@@ -83,7 +83,9 @@ def to_tiff(
         print(_plan(source, compression), file=sys.stderr)
         return folder
     overwrite = overwrite or getattr(how, "overwrite", False)
-    _prepare(folder, {"source": source.identity(), "compression": compression}, overwrite)
+    with bad_input():
+        record = {"source": source.identity(), "compression": compression}
+    _prepare(folder, record, overwrite)
     with _workers(how) as workers:
         tasks = _tasks(source, folder, compression, workers.block_bytes)
         each = source.nbytes / max(1, len(tasks))
@@ -102,7 +104,10 @@ def _workers(how: Any) -> Any:
     if how is None:
         return cluster.current(None)
     memory = getattr(how, "memory_bytes", None)
-    return cluster.connect(how.scheduler, workers=how.workers, threads=how.threads, memory=memory)
+    access = getattr(how, "access", cluster.LOCAL)
+    return cluster.connect(
+        how.scheduler, workers=how.workers, threads=how.threads, memory=memory, access=access
+    )
 
 
 def _plan(source: store.Volume, compression: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -47,6 +48,44 @@ def volume_of(window: Window) -> int:
 def covering(span: slice, edge: int, size: int) -> int:
     """Return how many voxels of whole chunks must be decoded for a range."""
     return min(-(-span.stop // edge) * edge, size) - span.start // edge * edge
+
+
+def overlaps(window: Window, edges: Sequence[int]) -> Iterator[tuple[Index, Window]]:
+    """
+    Return the tiles that a window touches, each with its index and the part of the window in it.
+
+    >>> list(overlaps((slice(3, 9),), (4,)))
+    [((0,), (slice(3, 4, None),)), ((1,), (slice(4, 8, None),)), ((2,), (slice(8, 9, None),))]
+    """
+    touched = [range(s.start // e, -(-s.stop // e)) for s, e in zip(window, edges, strict=True)]
+    for index in itertools.product(*touched):
+        yield (
+            index,
+            tuple(
+                slice(max(s.start, i * e), min(s.stop, (i + 1) * e))
+                for s, i, e in zip(window, index, edges, strict=True)
+            ),
+        )
+
+
+def indices(grid: Sequence[int]) -> Iterator[Index]:
+    """
+    Return all indices of a grid, one at a time; `itertools.product` would hold every axis in memory first.
+
+    >>> list(indices((2, 2)))
+    [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+    if not grid:
+        yield ()
+        return
+    for i in range(grid[0]):
+        for rest in indices(grid[1:]):
+            yield (i, *rest)
+
+
+def shifted(window: Window, origin: Sequence[int]) -> Window:
+    """Return a window as it is seen from an origin."""
+    return tuple(slice(s.start - o, s.stop - o) for s, o in zip(window, origin, strict=True))
 
 
 def scan_chunks(shape: Sequence[int], itemsize: int, n_frames: int = 64) -> tuple[int, int, int]:

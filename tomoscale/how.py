@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 from cyclopts import Parameter
 
 from tomoscale import presets
-from tomoscale.errors import TomoscaleError
+from tomoscale.access import Access
+from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.parameters import Volume, members
 from tomoscale.values import memory_bytes, span
 
@@ -31,6 +32,12 @@ class How:
     "Memory of one worker, 8GB say; an equal share of the machine by default."
     scheduler: str = "local"
     "`local` processes, `threads` of this process, or the address of a Dask scheduler."
+    certificates: Path | None = None
+    "Folder with ca.pem, cert.pem and key.pem for a scheduler at tls://."
+    insecure: bool = False
+    "Use a scheduler on another machine without encryption: whoever reaches it can run code as you."
+    dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
+    "Dask's dashboard of local workers, seen from this machine only."
     roi: str | None = None
     "Work on a part of the input only: k0:k1,r0:r1,c0:c1."
     on_error: Literal["stop", "continue"] = "stop"
@@ -46,6 +53,11 @@ class How:
     def memory_bytes(self) -> int | None:
         """Memory of one worker in bytes."""
         return memory_bytes(self.memory) if self.memory else None
+
+    @property
+    def access(self) -> Access:
+        """Who may reach the workers."""
+        return Access(self.certificates, self.insecure, self.dashboard)
 
     def check(self) -> None:
         """Refuse what no run can have."""
@@ -108,9 +120,13 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         return instead[1](*given, how=how)
     data, target = split(function, given, how)
     with cluster.connect(
-        how.scheduler, workers=how.workers, threads=how.threads, memory=how.memory_bytes
+        how.scheduler,
+        workers=how.workers,
+        threads=how.threads,
+        memory=how.memory_bytes,
+        access=how.access,
     ) as workers:
-        with blocks.planned_for(workers.block_bytes, workers.slots):
+        with blocks.planned_for(workers.block_bytes, workers.slots), bad_input():
             result = function(*data, **options)
         save = getattr(how, "save", None)
         if save is not None:

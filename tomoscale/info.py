@@ -18,6 +18,7 @@ from tomoscale.lock import STALE_AFTER_S, is_alive
 from tomoscale.metadata import ArrayInfo
 from tomoscale.operation import command
 from tomoscale.progress import human_bytes, human_time
+from tomoscale.record import record_of
 
 METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata", manifest.FILE})
 
@@ -76,7 +77,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     if kind is None:
         raise TomoscaleError(f"{given}: holds neither a Zarr array nor a Zarr group")
     group = folder if kind == "group" else store.outermost_group(folder)
-    record = metadata.attributes_of(group).get("tomoscale", {}) if group else {}
+    record = (record_of(group) if group else None) or {}
     names = store.arrays_of(folder) if kind == "group" else [""]
     found: dict[str, Any] = {
         "path": str(folder),
@@ -157,7 +158,11 @@ def _tables(folder: Path) -> dict[str, Any]:
         return {}
     import pyarrow.parquet
 
-    facts = pyarrow.parquet.read_metadata(table)
+    try:
+        facts = pyarrow.parquet.read_metadata(table)
+    except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
+        text = (str(error).splitlines() or ["damaged"])[0]
+        raise TomoscaleError(f"{table}: not a readable table: {text}") from None
     return {table.name: {"rows": facts.num_rows, "columns": list(facts.schema.names)}}
 
 
@@ -168,13 +173,17 @@ def _run(job: Job) -> dict[str, Any]:
     header = metadata.read_json(job.folder / "job.json")
     done = job.finished()
     written = {}
-    for name, array in header["arrays"].items():
-        total = math.prod(-(-n // c) for n, c in zip(array["shape"], array["chunks"], strict=True))
-        written[name] = {"chunks": len(done.get(name, {})), "of": total}
+    try:
+        for name, array in header["arrays"].items():
+            total = math.prod(-(-n // c) for n, c in zip(array["shape"], array["chunks"], strict=True))
+            written[name] = {"chunks": len(done.get(name, {})), "of": total}
+        parameters, inputs = dict(header["parameters"]), dict(header["inputs"])
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise TomoscaleError(f"{job.folder / 'job.json'}: damaged: not the header of a run") from None
     return {
-        "operation": header["operation"],
-        "parameters": header["parameters"],
-        "inputs": header["inputs"],
+        "operation": str(header.get("operation", "unknown")),
+        "parameters": parameters,
+        "inputs": inputs,
         "written": written,
         "writer": _writer(job),
     }
@@ -186,10 +195,10 @@ def _writer(job: Job) -> dict[str, Any] | None:
     try:
         owner = json.loads(lock.read_bytes())
         age = time.time() - lock.stat().st_mtime
-    except (OSError, ValueError):
-        return None
-    same_host = owner.get("host") == socket.gethostname()
-    return {**owner, "alive": is_alive(owner) if same_host else age < STALE_AFTER_S}
+        same_host = owner.get("host") == socket.gethostname()
+        return {**owner, "alive": is_alive(owner) if same_host else age < STALE_AFTER_S}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None  # none, or one that says nothing
 
 
 # ---------------------------------------------------------------- words

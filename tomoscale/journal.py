@@ -155,6 +155,15 @@ class Job:
         """Let another run take the output."""
         lock.release(self.lock)
 
+    def forget(self) -> None:
+        """Remove an unfinished output of which nothing was finished, since its input turned out to be bad."""
+        lock.take(self.lock, self.target)
+        try:
+            if not self.finished():
+                shutil.rmtree(self.root, ignore_errors=True)
+        finally:
+            self.release()
+
     def _sweep(self) -> None:
         """Remove what killed writers left."""
         for folder, _, files in os.walk(self.root):
@@ -211,7 +220,7 @@ class Job:
                     entry = json.loads(line)
                     for name, objects in entry["objects"].items():
                         done.setdefault(name, {}).update({o[0]: Stored(*o) for o in objects})
-                except (ValueError, KeyError, TypeError, IndexError):
+                except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
                     continue  # the torn last line of a killed process
         return done
 

@@ -15,6 +15,7 @@ import google_crc32c
 
 from tomoscale.chunks import PARTIAL, Stored
 from tomoscale.errors import DamagedError
+from tomoscale.record import is_inside
 
 FILE = ".manifest.jsonl"
 
@@ -49,10 +50,11 @@ def read(node: Path) -> dict[str, Stored]:
         lines = raw.splitlines(keepends=True)
         *objects, check = (Stored(*json.loads(line)) for line in lines)
         body = raw[: -len(lines[-1])]
-        if check == Stored("", len(body), google_crc32c.value(body)):
+        listed = all(is_inside(s.key) and type(s.length) is type(s.crc) is int for s in objects)
+        if listed and check == Stored("", len(body), google_crc32c.value(body)):
             return {s.key: s for s in objects}
     except FileNotFoundError:
         raise DamagedError(f"{node / FILE}: missing") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         pass
     raise DamagedError(f"{node / FILE}: its bytes have changed")

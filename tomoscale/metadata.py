@@ -10,36 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from tomoscale.codecs import DTYPES, check_v2, check_v3
 from tomoscale.errors import TomoscaleError
 
-DTYPES = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
-    "float16",
-    "float32",
-    "float64",
-}
-CODECS_V3 = frozenset({"bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed"})
-CODECS_V2 = frozenset(
-    [
-        "blosc",
-        "zstd",
-        "zlib",
-        "gzip",
-        "lz4",
-        "bz2",
-        "lzma",
-        "delta",
-        "shuffle",
-        "bitround",
-        "fixedscaleoffset",
-        "crc32",
-        "crc32c",
-        "adler32",
-        "fletcher32",
-    ]
-)
+__all__ = ["DTYPES", "ArrayInfo", "are_integers", "array_info", "attributes_of", "node_type", "read_json"]
+
 MAX_METADATA_BYTES = 2**24
 MAX_ARRAY_BYTES = 10**16
 MAX_CHUNK_BYTES = 2**32
+MAX_CHUNKS = 10**8
+MAX_AXES = 32
 
 
 @dataclass(frozen=True)
@@ -53,9 +33,12 @@ class ArrayInfo:
     stored: tuple[int, ...]
     """Shape of a stored object."""
     codecs: tuple[dict[str, Any], ...]
+    """In the order of encoding; of Zarr v2 the filters, then the compressor."""
     separator: str
     zarr_format: int
-    fill: float = 0.0
+    order: str = "C"
+    """Of the voxels in a chunk of Zarr v2: C or F."""
+    fill: float = 0
     """What a chunk that is not stored means."""
     dimension_names: tuple[str | None, ...] | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +86,11 @@ def attributes_of(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def are_integers(values: Any) -> bool:
+    """Tell whether this is a list of integers."""
+    return isinstance(values, list) and all(type(v) is int for v in values)
+
+
 def array_info(folder: Path) -> ArrayInfo:
     """
     Read and check the metadata of a stored array.
@@ -121,7 +109,8 @@ def array_info(folder: Path) -> ArrayInfo:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, TomoscaleError):
             raise
-        raise TomoscaleError(f"{folder}: metadata incomplete or not understood: {error!r}") from None
+        text = repr(error)[:200]
+        raise TomoscaleError(f"{folder}: metadata incomplete or not understood: {text}") from None
     _check(folder, info)
     return info
 
@@ -132,72 +121,76 @@ def _version3(folder: Path) -> ArrayInfo:
         raise TomoscaleError(f"{folder}: zarr_format {m['zarr_format']!r}; expected 2 or 3")
     if m["chunk_grid"]["name"] != "regular":
         raise TomoscaleError(f"{folder}: chunk grid {m['chunk_grid']['name']!r}; expected 'regular'")
-    stored = _integers(m["chunk_grid"]["configuration"]["chunk_shape"])
-    codecs, chunks = m["codecs"], stored
-    for codec in _walk(codecs, folder):
-        if codec["name"] == "sharding_indexed":
-            chunks = _integers(codec["configuration"]["chunk_shape"])
+    stored, shape = _integers(m["chunk_grid"]["configuration"]["chunk_shape"]), _integers(m["shape"])
+    check_v3(m["codecs"], folder, len(shape))
+    sharded = m["codecs"][0]["name"] == "sharding_indexed"
+    chunks = _integers(m["codecs"][0]["configuration"]["chunk_shape"]) if sharded else stored
+    dtype = _dtype(folder, m["data_type"])
     key = m.get("chunk_key_encoding", {"name": "default"})
     separator = key.get("configuration", {}).get("separator", "/" if key["name"] == "default" else ".")
     if separator not in ("/", ".") or key["name"] not in ("default", "v2"):
         raise TomoscaleError(f"{folder}: chunk keys {key!r} are not understood")
-    names = m.get("dimension_names")
     return ArrayInfo(
-        shape=_integers(m["shape"]),
-        dtype=_dtype(folder, m["data_type"]),
+        shape=shape,
+        dtype=dtype,
         chunks=chunks,
         stored=stored,
-        codecs=tuple(codecs),
+        codecs=tuple(m["codecs"]),
         separator=separator if key["name"] == "default" else f"v2{separator}",
         zarr_format=3,
-        fill=float(m.get("fill_value") or 0),
-        dimension_names=tuple(names) if names else None,
-        attributes=m.get("attributes", {}),
+        fill=_fill(m.get("fill_value"), dtype),
+        dimension_names=_names(m.get("dimension_names")),
+        attributes=attributes_of(folder),
     )
-
-
-def _walk(codecs: Any, folder: Path) -> list[dict[str, Any]]:
-    """Return all codecs, those inside shards too; unknown ones are refused."""
-    if not isinstance(codecs, list) or not codecs:
-        raise TomoscaleError(f"{folder}: no codecs in the metadata")
-    found = []
-    for codec in codecs:
-        if codec["name"] not in CODECS_V3:
-            raise TomoscaleError(
-                f"{folder}: codec {codec['name']!r} is not read; known are {', '.join(sorted(CODECS_V3))}"
-            )
-        found.append(codec)
-        for inner in ("codecs", "index_codecs"):
-            if inner in codec.get("configuration", {}):
-                found += _walk(codec["configuration"][inner], folder)
-    return found
 
 
 def _version2(folder: Path) -> ArrayInfo:
     m = read_json(folder / ".zarray")
     if m["zarr_format"] != 2:
         raise TomoscaleError(f"{folder}: zarr_format {m['zarr_format']!r}; expected 2 or 3")
-    for codec in [*(m.get("filters") or []), *([m["compressor"]] if m.get("compressor") else [])]:
-        if codec["id"] not in CODECS_V2:
-            raise TomoscaleError(
-                f"{folder}: codec {codec['id']!r} is not read; known are {', '.join(sorted(CODECS_V2))}"
-            )
-    chunks = _integers(m["chunks"])
+    given = [*(m.get("filters") or []), *([m["compressor"]] if m.get("compressor") else [])]
+    codecs = tuple(check_v2(codec, folder) for codec in given)
+    separator, order = m.get("dimension_separator") or ".", m.get("order", "C")
+    if separator not in ("/", ".") or order not in ("C", "F"):
+        raise TomoscaleError(
+            f"{folder}: chunk keys with {separator!r}, or order {order!r}, are not understood"
+        )
+    chunks, dtype = _integers(m["chunks"]), _dtype(folder, m["dtype"])
     return ArrayInfo(
         shape=_integers(m["shape"]),
-        dtype=_dtype(folder, m["dtype"]),
+        dtype=dtype,
         chunks=chunks,
         stored=chunks,
-        codecs=(),
-        separator=m.get("dimension_separator", "."),
+        codecs=codecs,
+        separator=f"v2{separator}",
         zarr_format=2,
-        fill=float(m.get("fill_value") or 0),
+        order=order,
+        fill=_fill(m.get("fill_value"), dtype),
         attributes=attributes_of(folder),
     )
 
 
+def _fill(value: Any, dtype: np.dtype) -> float:
+    """Return what a chunk that is not stored means, exactly: an integer, or a float that may be NaN."""
+    if value is None:
+        return 0
+    if dtype.kind == "f":
+        if isinstance(value, str) and value.startswith("0x"):
+            return float(np.array(int(value, 16), f"u{dtype.itemsize}").view(f"f{dtype.itemsize}"))
+        return float(value)
+    if type(value) not in (int, float) or value != int(value):
+        raise TypeError(f"fill value {value!r}")
+    if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+        raise ValueError(f"fill value {value!r} of {dtype}")
+    return int(value)
+
+
+def _names(names: Any) -> tuple[str | None, ...] | None:
+    return tuple(n if isinstance(n, str) else None for n in names) if isinstance(names, list) else None
+
+
 def _integers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or any(type(v) is not int for v in values):
+    if not are_integers(values):
         raise TypeError(f"{values!r} is not a list of integers")
     return tuple(values)
 
@@ -213,6 +206,8 @@ def _dtype(folder: Path, name: Any) -> np.dtype:
 
 
 def _check(folder: Path, info: ArrayInfo) -> None:
+    if len(info.shape) > MAX_AXES:
+        raise TomoscaleError(f"{folder}: {len(info.shape)} axes; at most {MAX_AXES} are read")
     if any(n < 1 for n in info.shape) or not info.shape:
         raise TomoscaleError(f"{folder}: shape {info.shape}; expected at least one element along every axis")
     if any(c < 1 for c in (*info.chunks, *info.stored)):
@@ -230,4 +225,9 @@ def _check(folder: Path, info: ArrayInfo) -> None:
     if chunk > MAX_CHUNK_BYTES:
         raise TomoscaleError(
             f"{folder}: a chunk {info.chunks} claims {chunk:.2e} bytes; at most {MAX_CHUNK_BYTES:.0e} are read"
+        )
+    count = math.prod(-(-n // c) for n, c in zip(info.shape, info.chunks, strict=True))
+    if count > MAX_CHUNKS:
+        raise TomoscaleError(
+            f"{folder}: shape {info.shape} claims {count:.2e} chunks {info.chunks}; at most {MAX_CHUNKS:.0e} are read"
         )

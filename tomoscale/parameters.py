@@ -12,11 +12,16 @@ from annotated_types import Ge, Gt, Le, Predicate
 
 from tomoscale.errors import TomoscaleError
 
-Count = Annotated[int, Ge(1)]
+MOST = 10**9
+
+Count = Annotated[int, Ge(1), Le(MOST)]
 """A number of things: 1, 2, 3 ..."""
 
-Width = Annotated[int, Ge(0)]
+Width = Annotated[int, Ge(0), Le(MOST)]
 """A width in pixels or frames; 0 for none."""
+
+Seed = Annotated[int, Ge(0), Le(2**64 - 1)]
+"""Of a stream of random numbers."""
 
 
 def is_odd_or_zero(n: int) -> bool:
@@ -24,7 +29,7 @@ def is_odd_or_zero(n: int) -> bool:
     return n == 0 or n % 2 == 1
 
 
-Edge = Annotated[int, Ge(0), Predicate(is_odd_or_zero)]
+Edge = Annotated[int, Ge(0), Le(MOST), Predicate(is_odd_or_zero)]
 """The edge of a centred filter, odd; 0 for none."""
 
 Share = Annotated[float, Gt(0), Le(1)]

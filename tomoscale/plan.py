@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from tomoscale.blocks import Cost
 from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
+from tomoscale.metadata import node_type
 from tomoscale.progress import human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
 
@@ -161,9 +163,18 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def check_place(target: Path, inputs: list[Path]) -> None:
+def check_place(target: Path, inputs: list[Path], files: Sequence[str] = ()) -> None:
     """
     Refuse an output that cannot be written, or that lies in, on or around an input.
+
+    Parameters
+    ----------
+    target : Path
+        The output.
+    inputs : list of Path
+        Arrays and groups that are read.
+    files : sequence of str
+        Other files that are read; the output may lie beside them.
 
     Raises
     ------
@@ -179,3 +190,24 @@ def check_place(target: Path, inputs: list[Path]) -> None:
     for source in (Path(os.path.realpath(i)) for i in inputs):
         if source == target or target in source.parents or source in target.parents:
             raise TomoscaleError(f"{target}: the output lies in, on or around the input {source}")
+    for folder in {Path(f).parent for f in files}:
+        real = Path(os.path.realpath(folder))
+        if target == real or target in real.parents:
+            raise TomoscaleError(f"{target}: the output lies in, on or around the input {real}")
+    if str(target) in map(os.path.realpath, files if target.is_file() else ()):
+        raise TomoscaleError(f"{target}: the output is an input")
+
+
+def check_replaced(target: Path) -> None:
+    """
+    Refuse to replace what is no Zarr: a folder of raw data, say, that was meant as the input.
+
+    Raises
+    ------
+    TomoscaleError
+        A file, or a folder with other things in it.
+    """
+    if os.path.lexists(target) and not (target.is_dir() and (node_type(target) or not any(target.iterdir()))):
+        raise TomoscaleError(
+            f"{target}: is no Zarr, and is not replaced; give another output, or move it away"
+        )

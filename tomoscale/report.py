@@ -9,7 +9,7 @@ import numpy as np
 
 from tomoscale import blob_page, info, page, pictures, plots, store
 from tomoscale._version import __version__
-from tomoscale.errors import TomoscaleError
+from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
 from tomoscale.page import Picture, Section, Table
 from tomoscale.pictures import RESIDUAL, Panel
@@ -61,13 +61,14 @@ def make(
         raise TomoscaleError(
             f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes"
         )
-    shown = Shown(volume, sampled, quiet)
-    folder = output or shown.name_beside("-report")
-    if blob_page.is_of_blobs(shown):
-        lead, figures, sections = blob_page.made(shown)
-    else:
-        lead, figures, sections = *_lead(shown), _scan(shown) if shown.is_scan else _volume(shown)
-    sections += _facts(shown)
+    with bad_input():
+        shown = Shown(volume, sampled, quiet)
+        folder = output or shown.name_beside("-report")
+        if blob_page.is_of_blobs(shown):
+            lead, figures, sections = blob_page.made(shown)
+        else:
+            lead, figures, sections = *_lead(shown), _scan(shown) if shown.is_scan else _volume(shown)
+        sections += _facts(shown)
     foot = f"Made by tomoscale {__version__}. The pictures are also files beside this page."
     return _written(folder, page.html(shown.title, lead, figures, sections, foot), sections)
 
@@ -101,8 +102,7 @@ def _scan(shown: Shown) -> list[Section]:
 def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     """Show a frame before and after on the same scale, and the background there."""
     before, note = shown.before(k)
-    background = shown.volume.sibling("background")
-    behind = None if background is None else frame_of(background, k // int(shown.step["parameters"]["step"]))
+    behind = shown.background_of(k)
     low, high = _common_scale(behind if before is not None else None, after)
     panels = []
     if before is not None:

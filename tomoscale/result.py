@@ -155,6 +155,11 @@ class Result:
                 merged.update(layer)
         return merged
 
+    @property
+    def files(self) -> list[str]:
+        """Detector files that are read."""
+        return list(dict.fromkeys(f for a in self.lazy.values() for f in _facts(a).get("files", ())))
+
     def image(self) -> tuple[str, dict[str, Any]] | None:
         """Return the array that viewers are to show, and what its maker said of it."""
         for name, array in self.lazy.items():

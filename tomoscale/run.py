@@ -24,7 +24,7 @@ from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
 from tomoscale.errors import TomoscaleError
 from tomoscale.journal import Job
-from tomoscale.plan import Plan, check_place
+from tomoscale.plan import Plan, check_place, check_replaced
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
 from tomoscale.schedule import Task, execute
@@ -77,9 +77,10 @@ def write(
     target = Path(path)
     writing = _Writing(Result.of(result), target, quiet)
     inputs = [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i]
-    check_place(target, [store.outermost_group(i) or i for i in inputs])
+    check_place(target, [store.outermost_group(i) or i for i in inputs], writing.result.files)
     if target.exists() and not overwrite and not dry_run:
         raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
+    check_replaced(target)
     with schedule.interruptible(), cluster.current(connection) as workers:
         writing.say(writing.plan.describe(workers, target))
         writing.plan.check_memory(workers)
@@ -87,7 +88,12 @@ def write(
         if warning:
             writing.say(f"warning: {warning}")
         if not dry_run:
-            writing.run(workers, overwrite, keep_going)
+            try:
+                writing.run(workers, overwrite, keep_going)
+            except TomoscaleError as error:
+                if type(error) is TomoscaleError and writing.is_new:
+                    writing.job.forget()
+                raise
     return target
 
 
@@ -119,6 +125,7 @@ class _Writing:
         self.begin = time.monotonic()
         self.peak_bytes = 0
         self.found: dict[str, Any] = {}
+        self.is_new = False
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -126,6 +133,7 @@ class _Writing:
 
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
         resumed = self.job.begin(self.result.header(), overwrite=overwrite)
+        self.is_new = not resumed
         try:
             self.prepare()
             if workers.dashboard:

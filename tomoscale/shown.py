@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import info, metadata, store, survey
+from tomoscale import info, store, survey
 from tomoscale.blocks import MIB, spans
 from tomoscale.errors import TomoscaleError
+from tomoscale.record import images_of
 from tomoscale.store import StoredVolume, Volume
 from tomoscale.survey import Survey
 
@@ -74,9 +75,8 @@ class Shown:
         return self.array == "frames" or self.omega is not None
 
     def _ome_axes(self) -> list[dict[str, Any]]:
-        attributes = metadata.attributes_of(self.root)
-        images = attributes.get("ome", attributes).get("multiscales") or [{}]
-        return images[0].get("axes") or []
+        axes = [i.get("axes") for i in images_of(self.root)[:1]]
+        return [a for a in axes[0] if isinstance(a, dict)] if axes and isinstance(axes[0], list) else []
 
     @property
     def is_cleaned(self) -> bool:
@@ -128,6 +128,17 @@ class Shown:
         stated = {} if self._table is None else self._table.schema.metadata or {}
         return json.loads(stated.get(b"tomoscale", b"{}"))
 
+    def background_of(self, k: int) -> np.ndarray | None:
+        """Return the background that frame k was cleaned with, or None."""
+        background, step = self.volume.sibling("background"), self.step.get("parameters", {}).get("step")
+        if background is None:
+            return None
+        if type(step) is not int or step < 1 or background.ndim != 3 or k // step >= background.shape[0]:
+            raise TomoscaleError(
+                f"{self.root}: its record is damaged: step {step!r} of {background.shape} backgrounds"
+            )
+        return frame_of(background, k // step)
+
     def before(self, k: int) -> tuple[np.ndarray | None, str]:
         """Return the raw frame, treated as the operation did before it took the background off, or why not."""
         raw, note = self.made_from
@@ -161,7 +172,7 @@ class Shown:
         moved = [self.root.parent / Path(*recorded.parts[-n:]) for n in (2, 1)]
         place = next((p for p in (recorded, *moved) if p.exists()), recorded)
         volume: Volume = store.open_volume(place)
-        if volume.identity()["sample"] != source["sample"]:
+        if volume.identity()["sample"] != source.get("sample"):
             return None
         return store.crop(volume, source["roi"]) if "roi" in source else volume
 

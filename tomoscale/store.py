@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import metadata
+from tomoscale import metadata, record
 from tomoscale.chunks import ChunkFiles, sync_folder
 from tomoscale.errors import TomoscaleError
 from tomoscale.volume import ArrayVolume, CroppedVolume, StoredVolume, Volume, crop, outermost_group
@@ -95,7 +96,7 @@ def open_volume(path: str | Path, *, allow_incomplete: bool = False) -> StoredVo
     TomoscaleError
         Nothing readable there, or an unfinished result.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     folder = path.absolute()
     if not folder.exists():
         unfinished = folder.with_name(folder.name + INCOMPLETE)
@@ -116,14 +117,12 @@ def open_volume(path: str | Path, *, allow_incomplete: bool = False) -> StoredVo
 
 def _array_of_group(path: Path) -> str:
     """Return which array of a group is meant."""
-    attributes = metadata.attributes_of(path)
-    images = attributes.get("ome", attributes).get("multiscales") or []
     try:
-        name = images[0]["datasets"][0]["path"]
-        if metadata.node_type(path / name) == "array" and ".." not in Path(name).parts:
-            return str(name)
+        name = record.images_of(path)[0]["datasets"][0]["path"]
     except (IndexError, KeyError, TypeError):
-        pass
+        name = None
+    if record.is_inside(name) and metadata.node_type(path / name) == "array":
+        return str(name)
     for name in ("frames", "volume"):
         if metadata.node_type(path / name) == "array":
             return name
@@ -147,29 +146,37 @@ def arrays_of(group: Path) -> list[str]:
 
 def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
     """Hold back an array that was not written to its end, or that lost chunks since."""
-    record = metadata.attributes_of(volume.group).get("tomoscale") if volume.group else None
-    if record is not None and not record.get("complete"):
+    written = record.record_of(volume.group) if volume.group else None
+    if written is not None and not written["complete"]:
         raise TomoscaleError(
             f"{path}: its run is not finished; run the same command again to go on, or open with allow_incomplete"
         )
-    present = {
-        os.path.relpath(os.path.join(d, f), volume.path) for d, _, fs in os.walk(volume.path) for f in fs
-    }
-    if not any(not name.startswith(".z") and name != "zarr.json" for name in present):
+    present = set()
+    for folder, inner, files in os.walk(volume.path):
+        for name in inner:
+            if (link := Path(folder, name)).is_symlink():
+                raise TomoscaleError(f"{link}: a link, which is not followed; move the folder there")
+        below = os.path.relpath(folder, volume.path)
+        present |= {
+            os.path.normpath(f"{below}/{f}") for f in files if not f.startswith(".") and f != "zarr.json"
+        }
+    if not present:
         raise TomoscaleError(f"{path}: holds no chunk at all; it was created and never written")
-    if volume.files is None:
-        return
-    missing = [k for k in volume.files.keys() if k not in present]
-    total = int(np.prod(volume.files.grid))
-    if missing and record is not None:
+    total = math.prod(volume.objects.grid)
+    if (
+        total > 4 * len(present) + 10_000
+    ):  # hardly any is there: to look for each would take longer than to say so
+        missing = total - len(present)
+    else:
+        missing = sum(key not in present for key in volume.objects.keys())
+    first = next((key for key in volume.objects.keys() if key not in present), "")
+    if missing and written is not None:
         raise TomoscaleError(
-            f"{path}: {len(missing)} of {total} chunks are missing, first {missing[0]}; "
+            f"{path}: {missing} of {total} chunks are missing, first {first}; "
             "`tomoscale verify --repair` makes them again"
         )
     if missing:
-        warnings.warn(
-            f"{path}: {len(missing)} of {total} chunks are not stored and read as {volume.info.fill}"
-        )
+        warnings.warn(f"{path}: {missing} of {total} chunks are not stored and read as {volume.info.fill}")
 
 
 # ---------------------------------------------------------------- creating

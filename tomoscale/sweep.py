@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from tomoscale import how, presets
-from tomoscale.errors import TomoscaleError
+from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.how import HowTried
 from tomoscale.parameters import Volume, members
 from tomoscale.progress import human_bytes
@@ -136,7 +136,11 @@ def run(
     combinations = [dict(zip(swept, v, strict=True)) for v in itertools.product(*swept.values())]
     _check_memory(region, chosen.memory_bytes)
     with cluster.connect(
-        chosen.scheduler, workers=chosen.workers, threads=chosen.threads, memory=chosen.memory_bytes
+        chosen.scheduler,
+        workers=chosen.workers,
+        threads=chosen.threads,
+        memory=chosen.memory_bytes,
+        access=chosen.access,
     ) as workers:
         if not chosen.dry_run:
             workers.executor.submit(int).result()  # so that the first value is not timed with their start
@@ -193,7 +197,7 @@ class _Trial:
         if not self.chosen.dry_run:
             self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with blocks.planned_for(self.workers.block_bytes, self.workers.slots):
+            with blocks.planned_for(self.workers.block_bytes, self.workers.slots), bad_input():
                 made = self.function(self.region, **options)
             run.write(
                 made, result if self.folder.is_dir() else self.folder, overwrite=True,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 from tomoscale.errors import TomoscaleError
 from tomoscale.parameters import Grid, Rect, Span
@@ -34,10 +35,11 @@ def numbers(type_: Any, tokens: Sequence[Any]) -> Any:
 
 def span(text: str) -> Span:
     """Read `100:180`."""
-    start, colon, stop = text.partition(":")
-    if not colon or not start.lstrip("-").isdigit() or not stop.lstrip("-").isdigit():
-        raise TomoscaleError(f"range {text!r}; expected start:stop")
-    return Span(int(start), int(stop))
+    try:
+        start, stop = map(int, text.split(":"))
+    except ValueError:
+        raise TomoscaleError(f"range {text!r}; expected start:stop") from None
+    return Span(start, stop)
 
 
 def spans(type_: Any, tokens: Sequence[Any]) -> tuple[Span, ...]:
@@ -82,3 +84,66 @@ def memory_bytes(text: str) -> int:
     if amount <= 0:
         raise TomoscaleError(f"--memory {text!r}; expected more than nothing")
     return amount
+
+
+def at_home(argument: str) -> str:
+    """
+    Write out `~` where the shell has left it, as after an equals sign.
+
+    >>> at_home("--dark=~/d.zarr") == f"--dark={Path.home()}/d.zarr"
+    True
+    """
+    option, equals, value = argument.partition("=")
+    if argument.startswith("--") and value.startswith("~/"):
+        return f"{option}{equals}{Path(value).expanduser()}"
+    return str(Path(argument).expanduser()) if argument.startswith("~/") else argument
+
+
+def joined(arguments: Sequence[str], functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """
+    Put the numbers of an option that takes so many of them into one word.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The command line.
+    functions : iterable of callable
+        The commands.
+
+    Examples
+    --------
+    >>> from tomoscale import simulate
+    >>> joined(["simulate", "dct", "--shape", "600", "192", "192", "o.zarr"], [simulate.dct])
+    ['simulate', 'dct', '--shape=600,192,192', 'o.zarr']
+    """
+    rest, found = list(arguments), []
+    words = ((f, f.command.split()) for f in functions)  # type: ignore[attr-defined]
+    lengths = next((_lengths(f) for f, command in words if rest[: len(command)] == command), {})
+    while rest:
+        word = rest.pop(0)
+        values = rest[: lengths.get(word, 0)]
+        if values and len(values) == lengths[word] and all(map(_is_number, values)):
+            found.append(f"{word}={','.join(values)}")
+            del rest[: len(values)]
+        else:
+            found.append(word)
+    return found
+
+
+def _lengths(function: Callable[..., Any]) -> dict[str, int]:
+    """Return the options of a function that take several numbers, and how many."""
+    found = {}
+    for name, hint in get_type_hints(function).items():
+        for part in (hint, *get_args(hint)):
+            several = get_args(part)
+            if get_origin(part) is tuple and set(several) <= {int, float}:
+                found[f"--{name.replace('_', '-')}"] = len(several)
+    return found
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -7,12 +7,13 @@ import importlib
 import inspect
 import json
 import os
+import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tomoscale import blocks, cluster, manifest, metadata, run, store
+from tomoscale import blocks, cluster, manifest, run, store
 from tomoscale.chunks import Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.grid import spans
@@ -20,6 +21,7 @@ from tomoscale.journal import Job
 from tomoscale.operation import command
 from tomoscale.plan import check_place
 from tomoscale.progress import Progress, human_bytes
+from tomoscale.record import record_of
 from tomoscale.result import Result
 
 SHOWN = 20
@@ -136,7 +138,10 @@ def _compare(path: Path, object: tuple[str, Stored], *, quick: bool) -> Damage |
     node, wanted = object
     file = path / node / wanted.key
     try:
-        length = file.stat().st_size
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return Damage(node, wanted.key, "no regular file")
+        length = found.st_size
         if length != wanted.length:
             return Damage(node, wanted.key, f"{length} bytes, {wanted.length} were written")
         if not quick and measure(file).crc != wanted.crc:
@@ -158,12 +163,12 @@ def _arrays(path: Path) -> list[str]:
             else "does not exist or is no Zarr directory"
         )
         raise TomoscaleError(f"{path}: {why}")
-    record = metadata.attributes_of(path).get("tomoscale")
+    record = record_of(path)
     if record is None:
         raise TomoscaleError(
             f"{path}: not a result of tomoscale; only those have a manifest to verify against"
         )
-    if not record.get("complete"):
+    if not record["complete"]:
         raise TomoscaleError(f"{path}: its run is not finished; run the same command again to go on")
     return sorted(record["arrays"])
 
@@ -217,12 +222,16 @@ def _recorded(array: Path) -> list[Stored]:
 
 def _made_again(path: Path) -> Any:
     """Plan the result once more, from its own record, and make sure that its inputs are the same."""
-    step = metadata.attributes_of(path)["tomoscale"]["history"][-1]
+    history = (record_of(path) or {}).get("history")
+    if not history:
+        raise TomoscaleError(f"{path}: does not say how it was made; it cannot be made again")
+    step = {"parameters": {}, "inputs": {}, "versions": {}, **history[-1]}
     module, _, name = step["operation"].rpartition(".")
     function: Any = None
     if module.isidentifier():
         function = getattr(importlib.import_module(f"tomoscale.{module}"), name, None)
-    if not hasattr(function, "command"):
+    # A record that was tampered with must not make a command act: only operations, which plan and write nothing.
+    if not hasattr(function, "command") or getattr(function, "acts", False):
         raise TomoscaleError(f"{path}: made by {step['operation']}, which cannot be repeated")
     wanted = set(inspect.signature(function).parameters) - set(step["parameters"])
     volumes = {n: _input(path, n, record) for n, record in step["inputs"].items() if n in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from tomoscale import metadata, parameters
-from tomoscale.blocks import Piece, Window, shape_of, spans
+from tomoscale import metadata, parameters, record
+from tomoscale.blocks import Piece, Window, shape_of
 from tomoscale.chunks import ChunkFiles
+from tomoscale.encoded import EncodedChunks
 from tomoscale.errors import TomoscaleError
 from tomoscale.metadata import ArrayInfo
 
@@ -64,13 +66,17 @@ class Volume(parameters.Volume):
 
     def _sample(self) -> str:
         """Return the crc32c of some chunks, evenly spread."""
-        grids = [spans(n, c) for n, c in zip(self.shape, self.chunks, strict=True)]
-        total = int(np.prod([len(g) for g in grids]))
+        grid = [-(-n // c) for n, c in zip(self.shape, self.chunks, strict=True)]
+        total = math.prod(grid)
         positions = sorted({round(i * (total - 1) / max(1, SAMPLES - 1)) for i in range(SAMPLES)})
         crc = 0
         for position in positions:
-            index = np.unravel_index(position, [len(g) for g in grids])
-            voxels = self.read(tuple(g[i] for g, i in zip(grids, index, strict=True)))
+            index = np.unravel_index(position, grid)
+            window = (
+                slice(int(i) * c, min((int(i) + 1) * c, n))
+                for i, c, n in zip(index, self.chunks, self.shape, strict=True)
+            )
+            voxels = self.read(tuple(window))
             crc = google_crc32c.extend(crc, voxels.tobytes())
         return f"{crc:08x}"
 
@@ -125,9 +131,14 @@ class StoredVolume(Volume):
 
     @functools.cached_property
     def files(self) -> ChunkFiles | None:
-        """The chunk files, where the layout allows reading them directly."""
+        """The chunk files, where the layout is the one that tomoscale writes."""
         lost = None if self.is_ours else self.info.fill
         return ChunkFiles.of(self.path, self.info, lost)
+
+    @functools.cached_property
+    def objects(self) -> ChunkFiles | EncodedChunks:
+        """The stored objects, of any layout."""
+        return self.files or EncodedChunks(self.path, self.info)
 
     @functools.cached_property
     def group(self) -> Path | None:
@@ -140,10 +151,7 @@ class StoredVolume(Volume):
         return self.group is not None and "tomoscale" in metadata.attributes_of(self.group)
 
     def read(self, window: Window) -> np.ndarray:
-        if self.files is not None:
-            return self.files.read(window)
-        array = _zarr_array(str(self.path), _modified(self.path))[window]
-        return np.asarray(array).astype(self.dtype, copy=False)
+        return self.objects.read(window)
 
     def attributes(self) -> dict[str, Any]:
         """Return the array's own attributes."""
@@ -152,7 +160,7 @@ class StoredVolume(Volume):
     def history(self) -> list[dict[str, Any]]:
         if self.group is None:
             return []
-        return list(metadata.attributes_of(self.group).get("tomoscale", {}).get("history", []))
+        return list((record.record_of(self.group) or {}).get("history", []))
 
     def identity(self) -> dict[str, Any]:
         return {"path": str(self.path), **super().identity()}
@@ -241,19 +249,6 @@ def crop(volume: Volume, roi: Sequence[tuple[int, int]]) -> CroppedVolume:
         if not 0 <= start < stop <= size:
             raise TomoscaleError(f"roi {start}:{stop} lies outside an axis of {size}; shape {volume.shape}")
     return CroppedVolume(volume, tuple(slice(a, b) for a, b in roi))
-
-
-def _modified(path: Path) -> int:
-    """Return when the metadata of an array were written: it may be replaced while a process lives."""
-    name = "zarr.json" if (path / "zarr.json").is_file() else ".zarray"
-    return (path / name).stat().st_mtime_ns
-
-
-@functools.lru_cache(maxsize=16)
-def _zarr_array(path: str, modified: int) -> Any:
-    import zarr
-
-    return zarr.open_array(path, mode="r")
 
 
 def outermost_group(path: Path) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
+from tomoscale.errors import bad_input
 from tomoscale.evaluate.matching import (
     AXES,
     Columns,
@@ -191,10 +192,11 @@ def scored(result: Path, truth: Path, peak_above: float = 0.0) -> BlobScore:
     BlobScore
         The score.
     """
-    found, true = read_table(result), read_table(truth)
-    inside = moved(found, result)
-    true = {n: v[inside(true)] for n, v in true.items()}
-    return compared(found, true, peak_above, (str(result), str(truth)), period_of(result))
+    with bad_input():
+        found, true = read_table(result), read_table(truth)
+        inside = moved(found, result)
+        true = {n: v[inside(true)] for n, v in true.items()}
+        return compared(found, true, peak_above, (str(result), str(truth)), period_of(result))
 
 
 def compared(

@@ -10,6 +10,7 @@ import numpy as np
 
 from tomoscale import metadata
 from tomoscale.errors import TomoscaleError
+from tomoscale.record import record_of
 
 AXES = ("frame", "row", "column")
 NEEDED = (
@@ -99,9 +100,8 @@ def _group_of(result: Path) -> Path:
 
 
 def _history(group: Path) -> list[dict[str, Any]]:
-    if metadata.node_type(group) != "group":
-        return []
-    return metadata.attributes_of(group).get("tomoscale", {}).get("history", [])
+    record = record_of(group) if metadata.node_type(group) == "group" else None
+    return (record or {}).get("history", [])
 
 
 # ---------------------------------------------------------------- pairs

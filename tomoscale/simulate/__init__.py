@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from tomoscale import blocks
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
-from tomoscale.parameters import Count, Shape3, Width
+from tomoscale.parameters import Seed, Shape3
 from tomoscale.simulate import composite, layout, rotation, spots
 
 Amount = Annotated[float, Ge(0), Le(1e6)]
@@ -32,9 +32,9 @@ MIN_FRAMES, MIN_PIXELS = 3, 32
 def dct(
     *,
     shape: Shape3 = (600, 192, 192),
-    seed: Width = 0,
+    seed: Seed = 0,
     degrees: Positive = 360.0,
-    blobs: Width = 300,
+    blobs: Annotated[int, Ge(0), Le(1_000_000)] = 300,
     peak_counts: tuple[Positive, Positive] = (40.0, 6000.0),
     edge_level: Annotated[float, Ge(0.02), Lt(1)] = 0.05,
     centre: Literal["blocked", "direct"] = "blocked",
@@ -44,7 +44,7 @@ def dct(
     read_noise: Amount = 2.0,
     gain: Amount = 2.0,
     hot_fraction: Annotated[float, Ge(0), Le(0.01)] = 2e-4,
-    dark_frames: Count = 20,
+    dark_frames: Annotated[int, Ge(1), Le(10_000)] = 20,
     truth: bool = True,
 ) -> dict[str, Any]:
     """
@@ -105,7 +105,7 @@ def dct(
     >>> scan["table"].num_rows == int(scan["truth/labels"].max().compute())
     True
     """
-    _check_scan(shape, peak_counts)
+    check_scan(shape, peak_counts)
     settings = rotation.Settings(
         shape=shape,
         seed=seed,
@@ -143,7 +143,7 @@ def dct(
 def spheres(
     *,
     shape: Shape3 = (128, 256, 256),
-    seed: Width = 0,
+    seed: Seed = 0,
     volume_fraction: Annotated[float, Gt(0), Le(0.5)] = 0.25,
     diameter_um: tuple[Positive, Positive] = (38.0, 45.0),
     voxel_um: Positive = 0.65,
@@ -248,8 +248,8 @@ def spheres(
     return {**arrays, "table": layout.sphere_table(settings, packed, voxel_um)}
 
 
-def _check_scan(shape: tuple[int, int, int], peak_counts: tuple[float, float]) -> None:
-    """Refuse scans that are too small to mean anything."""
+def check_scan(shape: tuple[int, int, int], peak_counts: tuple[float, float] = (0, 0)) -> None:
+    """Refuse scans that are too small to mean anything, and peaks the wrong way round."""
     if shape[0] < MIN_FRAMES or min(shape[1:]) < MIN_PIXELS:
         raise TomoscaleError(
             f"simulate.dct: shape={shape} is too small; "

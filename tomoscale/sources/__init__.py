@@ -14,7 +14,16 @@ from tomoscale import store
 from tomoscale.errors import TomoscaleError
 from tomoscale.sources import names, roles
 from tomoscale.sources.frames import Frames, Scan, show
-from tomoscale.sources.views import Cropped, Gridded, Joined, Selected, held_by, joined, unwritten_of
+from tomoscale.sources.views import (
+    Cropped,
+    Gridded,
+    Joined,
+    Selected,
+    files_of,
+    held_by,
+    joined,
+    unwritten_of,
+)
 
 __all__ = [
     "Cropped",
@@ -23,6 +32,7 @@ __all__ = [
     "Joined",
     "Scan",
     "Selected",
+    "files_of",
     "held_by",
     "open_source",
     "show",

@@ -12,6 +12,7 @@ import numpy as np
 from tomoscale.errors import TomoscaleError
 from tomoscale.sources.frames import Scan, numeric, opened, show, sized
 from tomoscale.sources.raw import Raw
+from tomoscale.sources.rehearsal import rehearse
 
 
 def open_edf(paths: Sequence[Path]) -> Scan:
@@ -29,16 +30,17 @@ def open_edf(paths: Sequence[Path]) -> Scan:
         fabio is not installed; or the first file that is damaged, compressed, or of another shape or type.
     """
     try:
-        from fabio.edfimage import EdfImage
+        import fabio.edfimage  # noqa: F401
     except ImportError:
         raise TomoscaleError(f"{paths[0]}: EDF needs fabio; pip install 'tomoscale[formats]'") from None
     logging.getLogger("fabio").setLevel(logging.CRITICAL)  # what is wrong is said below, in one line
 
+    rehearse("edf", paths)
     file: list[int] = []
     offsets: list[int] = []
     first: tuple[tuple[int, ...], np.dtype] | None = None
     for number, path in enumerate(paths):
-        for offset, shape, dtype in _images(path, EdfImage):
+        for offset, shape, dtype in describe(path):
             first = first or (shape, dtype)
             if (shape, dtype) != first:
                 raise TomoscaleError(
@@ -60,8 +62,10 @@ def open_edf(paths: Sequence[Path]) -> Scan:
     )
 
 
-def _images(path: Path, reader: Any) -> list[tuple[int, tuple[int, ...], np.dtype]]:
+def describe(path: Path, dataset: None = None) -> list[tuple[int, tuple[int, ...], np.dtype]]:
     """Return offset, shape and type of the images of a file, after checking that it holds them."""
+    from fabio.edfimage import EdfImage
+
     with opened(path) as file:
         head, size = file.read(512), file.seek(0, 2)
     if not size:
@@ -69,7 +73,7 @@ def _images(path: Path, reader: Any) -> list[tuple[int, tuple[int, ...], np.dtyp
     if not head.lstrip().startswith(b"{"):
         raise TomoscaleError(f"{path}: not an EDF file (starts with {head[:4]!r})")
     try:
-        image = reader().read(str(path))
+        image = EdfImage().read(str(path))
         frames = list(image._frames)
         image.close()
     except Exception as error:  # fabio raises many kinds

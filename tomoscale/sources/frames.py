@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from io import FileIO
 from pathlib import Path
@@ -14,8 +16,11 @@ from tomoscale import metadata, store
 from tomoscale.blocks import Piece, Window
 from tomoscale.errors import TomoscaleError
 
+EXPECTED = "one with frames: TIFF, HDF5, EDF, NumPy"
 SAMPLED_FILES = 16
 SAMPLED_BYTES = 4096
+MOST = 10_000_000
+"""Frames, rows or columns of a source: more are a mistake, or meant to fill the memory."""
 
 
 class Frames(store.Volume):
@@ -75,7 +80,7 @@ def identity_of(paths: Sequence[str]) -> dict[str, Any]:
     for number, path in enumerate(paths):
         found = Path(path).stat()
         about = f"{Path(path).name} {found.st_size} {found.st_mtime_ns}\n"
-        listing = google_crc32c.extend(listing, about.encode())
+        listing = google_crc32c.extend(listing, os.fsencode(about))
         total += found.st_size
         if number in chosen:
             with opened(path) as file:
@@ -95,9 +100,13 @@ def identity_of(paths: Sequence[str]) -> dict[str, Any]:
 def opened(path: str | Path) -> FileIO:
     """Open a file without buffer, or say in one line why not."""
     try:
-        return Path(path).open("rb", buffering=0)
+        file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
         raise TomoscaleError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe would never end, or never begin
+        file.close()
+        raise TomoscaleError(f"{path}: is no regular file; expected {EXPECTED}")
+    return file
 
 
 def read_into(file: FileIO, offset: int, out: np.ndarray, path: str | Path) -> None:
@@ -127,6 +136,10 @@ def sized(shape: Sequence[int], where: str) -> tuple[int, ...]:
     if any(n < 1 for n in shape):
         raise TomoscaleError(
             f"{where}: has shape {tuple(map(int, shape))}; expected at least one pixel along every axis"
+        )
+    if any(n > MOST for n in shape):
+        raise TomoscaleError(
+            f"{where}: claims to have {show(map(int, shape))} pixels; at most {MOST} along an axis"
         )
     return tuple(int(n) for n in shape)
 

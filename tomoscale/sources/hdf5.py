@@ -12,9 +12,10 @@ import numpy as np
 from tomoscale import store
 from tomoscale.blocks import Window, shape_of
 from tomoscale.errors import TomoscaleError
-from tomoscale.sources import roles
+from tomoscale.sources import hdf5_chunks, roles
 from tomoscale.sources.frames import Frames, Scan, numeric, show, sized
-from tomoscale.sources.hdf5_links import NONE, datasets, load_plugins, lookup, open_file, prove
+from tomoscale.sources.hdf5_links import NONE, datasets, lookup, open_file, opened_part, prove
+from tomoscale.sources.rehearsal import rehearse
 from tomoscale.sources.views import joined
 
 
@@ -38,7 +39,8 @@ def open_hdf5(paths: Sequence[Path], dataset: str | None = None, role: roles.Rol
         No or several candidates (listed), or a dataset that reads other files (external storage or
         links, virtual sources outside the folder), misses its filter, or was never written.
     """
-    found = [_open(path, dataset) for path in paths]
+    rehearse("hdf5", paths, dataset)
+    found = [describe(path, dataset) for path in paths]
     names = [str(p) for p in paths]
     frames = joined([f.frames for f in found], names)
     key = roles.in_a_row(f.key for f in found)
@@ -79,13 +81,13 @@ class Dataset(Frames):
     def read(self, window: Window) -> np.ndarray:
         out = np.empty(shape_of(window), self.dtype)
         if self.filtered:
-            load_plugins()
+            hdf5_chunks.load_plugins()
         try:
             with open_file(self.path) as file:
                 dataset = file[self.name]
                 chosen = window if dataset.ndim == 3 else window[1:]
-                dataset.read_direct(out if dataset.ndim == 3 else out[0], chosen)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+                hdf5_chunks.read(dataset, chosen, out if dataset.ndim == 3 else out[0], opened_part)
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, TomoscaleError):
                 raise
             frames = f"frames {window[0].start} to {window[0].stop - 1}"
@@ -107,7 +109,8 @@ class _Found:
     angles: np.ndarray | None
 
 
-def _open(path: Path, name: str | None) -> _Found:
+def describe(path: Path, name: str | None) -> _Found:
+    """Return what one file holds; nothing but short lists is read."""
     try:
         return _described(path, name)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # HDF5 raises all of them
@@ -125,16 +128,25 @@ def _described(path: Path, name: str | None) -> _Found:
             known = {**known, name: file[name]}
         frames = _dataset(path, known[name], name)
         key = _near(known, name, roles.KEY, frames.shape[0])
-        count = frames.shape[0] if key is None else int((key[()] == roles.PROJECTION).sum())
+        count = frames.shape[0] if key is None else int((_numbers(key) == roles.PROJECTION).sum())
         angle = _near(known, name, roles.ANGLES, frames.shape[0])
         angle = angle if angle is not None else _near(known, name, roles.ANGLES, count)
         angles = None
         if angle is not None:
             unit = angle.attrs.get("units", "")
             unit = unit.decode(errors="replace") if isinstance(unit, bytes) else str(unit)
-            angles = roles.degrees(angle[()], unit, f"{path}: {angle.name}")
+            angles = roles.degrees(_numbers(angle), unit, f"{path}: {angle.name}")
         dark, flat = (_beside(path, known, name, names, frames) for names in (roles.DARK, roles.FLAT))
-        return _Found(frames, dark, flat, None if key is None else np.asarray(key[()], np.int64), angles)
+        return _Found(
+            frames, dark, flat, None if key is None else np.asarray(_numbers(key), np.int64), angles
+        )
+
+
+def _numbers(dataset: Any) -> np.ndarray:
+    """Return all numbers of a short dataset."""
+    out = np.empty(dataset.shape, dataset.dtype)
+    hdf5_chunks.read(dataset, tuple(slice(0, n) for n in dataset.shape), out, opened_part)
+    return out
 
 
 def _dataset(path: Path, dataset: Any, name: str) -> Dataset:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from tomoscale.errors import TomoscaleError
 from tomoscale.sources import roles
 from tomoscale.sources.frames import opened
+from tomoscale.sources.hdf5_chunks import check_filters
 
 MAX_LINKS = 200_000
 MAX_HOPS = 32
@@ -39,15 +42,6 @@ def open_file(path: str | Path) -> Any:
         if head != SIGNATURE and not h5py.is_hdf5(path):
             raise TomoscaleError(f"{path}: not an HDF5 file (starts with {head[:4]!r})") from None
         raise TomoscaleError(f"{path}: cannot be read as HDF5: {text}") from None
-
-
-def load_plugins() -> bool:
-    """Load the compression filters of hdf5plugin, if it is installed."""
-    try:
-        import hdf5plugin  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def datasets(file: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -88,7 +82,7 @@ def datasets(file: Any) -> tuple[dict[str, Any], dict[str, str]]:
             seen.add(place)
             if isinstance(item, h5py.Group):
                 queue.append(item)
-            elif isinstance(item, h5py.Dataset) and item.shape is not None and _has_type(item):
+            elif isinstance(item, h5py.Dataset) and item.shape and _has_type(item):  # a scalar is no frame
                 found[path] = item
     return found, outside
 
@@ -171,7 +165,7 @@ def prove(path: Path, dataset: Any, depth: int = 0) -> Proof:
         )
     if dataset.is_virtual:
         return _prove_virtual(path, dataset, depth)
-    filtered = _has_filters(where, dataset)
+    filtered = check_filters(where, dataset)
     if dataset.chunks:
         return Proof(filtered, (), _never_written(dataset))
     import h5py
@@ -180,22 +174,6 @@ def prove(path: Path, dataset: Any, depth: int = 0) -> Proof:
     if not compact and dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize:
         raise TomoscaleError(f"{where}: claims {_bytes(dataset)}, and nothing of it was ever written")
     return Proof(False, (), NONE)
-
-
-def _has_filters(where: str, dataset: Any) -> bool:
-    """Tell whether a dataset is compressed, with filters that are all here."""
-    import h5py
-
-    properties = dataset.id.get_create_plist()
-    for i in range(properties.get_nfilters()):
-        code, _, _, name = properties.get_filter(i)
-        if not h5py.h5z.filter_avail(code) and not (load_plugins() and h5py.h5z.filter_avail(code)):
-            label = name.decode(errors="replace").split(";")[0] or "unnamed"
-            raise TomoscaleError(
-                f"{where}: compressed with filter {code} ({label}), which is not installed; "
-                "pip install 'tomoscale[formats]'"
-            )
-    return properties.get_nfilters() > 0
 
 
 def _bytes(dataset: Any) -> str:
@@ -276,3 +254,15 @@ def _prove_virtual(path: Path, dataset: Any, depth: int) -> Proof:
             f"pixels have a source"
         )
     return Proof(filtered, tuple(files), np.unique(np.concatenate(lost)))
+
+
+@contextlib.contextmanager
+def opened_part(dataset: Any, part: Any) -> Iterator[Any]:
+    """Open a dataset that a virtual one reads, as `prove` has found it."""
+    path = Path(dataset.file.filename)
+    if part.file_name == ".":
+        yield dataset.file[lookup(dataset.file, part.dset_name, path)]
+        return
+    target = path.resolve().parent / part.file_name
+    with open_file(target) as file:
+        yield file[lookup(file, part.dset_name, target)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -14,6 +15,9 @@ from tomoscale.errors import TomoscaleError
 from tomoscale.sources.frames import Frames, Scan, numeric, opened, sized
 from tomoscale.sources.raw import Raw
 from tomoscale.sources.views import joined
+
+HEADER_BYTES = 10_000
+"""What NumPy itself reads of a header that it does not trust."""
 
 
 class Header(NamedTuple):
@@ -69,10 +73,14 @@ def read_header(file: IO[bytes], where: str | Path) -> Header:
         version = np.lib.format.read_magic(file)
         if version > (2, 0):
             raise TomoscaleError(f"{where}: NumPy format {version}; expected plain numbers (format 1 or 2)")
+        raw = file.read(2 if version == (1, 0) else 4)
+        length = int.from_bytes(raw, "little")
+        if length > HEADER_BYTES:
+            raise TomoscaleError(f"{where}: a header of {length} bytes; expected at most {HEADER_BYTES}")
         read = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read(BytesIO(raw + file.read(length)))
     except TomoscaleError:
         raise
     except Exception as error:  # its text is parsed as Python's literals, which fail in many ways

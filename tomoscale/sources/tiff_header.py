@@ -38,6 +38,8 @@ REFUSED = {
 }
 HEAD_BYTES = 4096
 MAX_PAGES = 10_000_000
+MANY = 16
+"""Times its own size that the headers of a file may have in all."""
 
 
 class Page(NamedTuple):
@@ -53,11 +55,14 @@ class _Reader:
     """Bytes of a file by offset, with the first of them kept."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file = path, file
+        self.path, self.file, self.read = path, file, 0
         self.head = file.read(HEAD_BYTES)
         self.size = file.seek(0, 2) if len(self.head) == HEAD_BYTES else len(self.head)
 
     def bytes(self, offset: int, length: int, what: str) -> bytes:
+        self.read += length
+        if self.read > MANY * self.size + HEAD_BYTES * MANY:
+            raise TomoscaleError(f"{self.path}: damaged: its pages point at the same tables over and over")
         if offset + length > self.size:
             raise TomoscaleError(
                 f"{self.path}: truncated: {what} at byte {offset} lies beyond the end of the file "

@@ -33,6 +33,11 @@ def unwritten_of(source: store.Volume) -> np.ndarray:
     return source.unwritten() if isinstance(source, Frames) else np.empty(0, np.int64)
 
 
+def files_of(source: store.Volume) -> tuple[str, ...]:
+    """Return the detector files that are read."""
+    return source.files if isinstance(source, Frames) else ()
+
+
 class View(Frames):
     """Frames seen through another source, whose type and files they share."""
 

@@ -1,0 +1,128 @@
+"""Stored objects as files: opened without following anything elsewhere, written whole and durably."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from tomoscale.errors import DamagedError
+
+PARTIAL = ".partial"
+
+
+class Stored(NamedTuple):
+    """One stored object: its key within the array, bytes, and `checksum` of all of them."""
+
+    key: str
+    length: int
+    crc: int
+
+
+def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
+    """Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            for piece in pieces:
+                written = 0
+                while written < len(piece):
+                    written += file.write(memoryview(piece)[written:])
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    os.replace(temporary, path)
+    stored = measure(path, key)
+    if stored != Stored(key, sum(map(len, pieces)), checksum(*pieces)):
+        raise DamagedError(f"{path}: reads back other bytes than were written; is the disk failing?")
+    return stored
+
+
+@contextlib.contextmanager
+def open_object(path: Path, root: str) -> Iterator[FileIO]:
+    """
+    Open a stored object for reading.
+
+    Parameters
+    ----------
+    path : Path
+        Its file.
+    root : str
+        Folder of its array, with all links followed.
+
+    Raises
+    ------
+    DamagedError
+        A device, a pipe, a folder, or a link that leads out of the array: a foreign file must not become voxels.
+    FileNotFoundError
+        There is none.
+    """
+    real = os.path.realpath(path) if path.is_symlink() else os.path.join(_real(str(path.parent)), path.name)
+    if not real.startswith(root + os.sep):
+        raise DamagedError(
+            f"{path}: a link that leads out of its array, which is not followed; copy the file there"
+        )
+    with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DamagedError(f"{path}: is no regular file; expected a chunk")
+        yield file
+
+
+@functools.lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def read_object(path: Path, root: str, limit: int) -> bytes:
+    """Return the bytes of a stored object, of which there may be so many."""
+    with open_object(path, root) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise DamagedError(f"{path}: {size} bytes; a chunk of it takes at most {limit}")
+        return file.read()
+
+
+def measure(path: Path, key: str = "") -> Stored:
+    """Return the length and checksum of a stored object."""
+    raw = path.read_bytes()
+    return Stored(key, len(raw), checksum(raw))
+
+
+def checksum(*pieces: bytes) -> int:
+    """
+    Return the crc32c of a stored object with its last four bytes in reverse.
+
+    In order they would not do: a chunk ends with its own crc32c, and the crc32c of everything that does is one and the
+    same number, so that two chunks of one length could be exchanged unseen.
+
+    >>> from struct import pack
+    >>> crc32c = google_crc32c.value
+    >>> whole = [body + pack("<I", crc32c(body)) for body in (b"one", b"two")]
+    >>> crc32c(whole[0]) == crc32c(whole[1]), checksum(whole[0]) == checksum(whole[1])
+    (True, False)
+    """
+    *first, last = pieces if len(pieces[-1]) >= 4 else [b"".join(pieces)]
+    whole = np.frombuffer(last, np.uint8) if last else np.empty(0, np.uint8)
+    crc = 0
+    for piece in (*first, whole[:-4], whole[-4:][::-1].copy()):
+        crc = google_crc32c.extend(crc, piece)
+    return crc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
