@@ -208,7 +208,7 @@ def test_a_part_is_held_against_the_truth_of_the_part(scan, tmp_path):
         {"operation": "background.remove", "inputs": {"frames": {"roi": [[10, 60], [10, 60], [5, 64]]}}},
         {"operation": "blobs.segment", "inputs": {"frames": {"roi": [[0, 40], [10, 50], [0, 59]]}}},
     ]
-    store.create_group(tmp_path / "part.zarr", {"tomoscale": {"history": steps}})
+    store.create_group(tmp_path / "part.zarr", {"tomoscale": {"complete": True, "history": steps}})
     part = {n: v[inside] for n, v in true.items()}
     for axis, a in zip(AXES, start, strict=True):
         for column in (f"peak_{axis}", f"{axis}_min", f"{axis}_max", axis):
