@@ -33,13 +33,15 @@ def made(tmp_path_factory):
 
 def test_demo_goes_from_simulation_to_report_and_says_how_good_it_is(tmp_path, capsys):
     page = demo.trial(tmp_path / "trial", shape=SHAPE, quiet=True)
-    assert page == tmp_path / "trial" / "cleaned-report" / "index.html"
+    assert page == tmp_path / "trial" / "blobs-report" / "index.html"
+    assert (tmp_path / "trial" / "cleaned-report" / "index.html").is_file()
     assert "1. simulate.dct" in page.read_text("utf-8")
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "bit for bit" in printed.err
     assert "of the truth" in printed.err
-    for name in ("scan.zarr", "cleaned.zarr"):
+    assert "true blobs with a peak above 120 counts were found" in printed.err
+    for name in ("scan.zarr", "cleaned.zarr", "blobs.zarr"):
         store.open_volume(tmp_path / "trial" / name)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tomoscale
-from tomoscale import cli
+from tomoscale import cli, parameters
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tomoscale"
@@ -156,7 +156,7 @@ def documented() -> list[str]:
 
 def test_every_operation_is_in_the_reference():
     shown = set(documented())
-    assert [n for f in cli.functions() if (n := f"{f.__module__}.{f.__name__}") not in shown] == []
+    assert [n for f in cli.functions() if (n := f"tomoscale.{parameters.name_of(f)}") not in shown] == []
 
 
 @pytest.mark.parametrize("name", documented())

@@ -141,3 +141,15 @@ def test_table_beside_a_result_is_named(tmp_path):
     table = info.describe(path)["tables"]["scan.parquet"]
     assert table["rows"] >= 1
     assert "peak" in table["columns"]
+
+
+def test_a_dark_that_lay_beside_the_frames_is_not_called_a_default(tmp_path):
+    scan = write_scan(
+        tmp_path / "scan.zarr", small_scan(), (30, 5, 23), dark=np.full(small_scan().shape[1:], 90, np.uint16)
+    )
+    with_dark = run.write(background.remove(scan, half_window=20, step=10), tmp_path / "a.zarr", quiet=True)
+    without = background.remove(scan, dark="none", half_window=20, step=10)
+    rows = [dict(info.parameters(step)) for step in info.describe(with_dark)["history"]]
+    assert (rows[0]["dark"], rows[0]["margin_mask"]) == ("found with the input", "default")
+    run.write(without, tmp_path / "b.zarr", quiet=True)
+    assert dict(info.parameters(info.describe(tmp_path / "b.zarr")["history"][0]))["dark"] == "none"

@@ -368,10 +368,7 @@ def test_array_that_is_no_stack_of_images_is_refused(cleaned):
 
 def test_name_of_the_page_follows_the_array(cleaned):
     volume = store.open_volume(cleaned / "background")
-    assert (
-        Shown(volume, survey.of(volume, quiet=True), False).name_beside("-report").name
-        == "cleaned-background-report"
-    )
+    assert Shown(volume).name_beside("-report").name == "cleaned-background-report"
 
 
 def test_page_writes_tables_with_a_head_or_with_names_in_the_first_column():

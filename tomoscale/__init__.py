@@ -13,8 +13,19 @@ from types import ModuleType
 from tomoscale._version import __version__
 from tomoscale.errors import TomoscaleError
 
-TOPICS = ("simulate", "convert", "export", "background", "verify", "info", "report", "demo")
-_MODULES = (*TOPICS, "blocks", "cluster", "kernels", "run", "store")
+TOPICS = (
+    "simulate",
+    "convert",
+    "export",
+    "background",
+    "blobs",
+    "evaluate",
+    "verify",
+    "info",
+    "report",
+    "demo",
+)
+_MODULES = (*TOPICS, "blocks", "cluster", "kernels", "presets", "run", "store")
 
 __all__ = ["TOPICS", "TomoscaleError", "__version__", *_MODULES]
 

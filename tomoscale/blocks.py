@@ -113,8 +113,8 @@ class Cost:
 
 
 @cache
-def _layer_class() -> type:
-    """Make the class on first use, since Dask takes long to import."""
+def layer_class() -> type:
+    """Return the class of layers, made on first use, since Dask takes long to import."""
     from dask.highlevelgraph import MaterializedLayer
 
     class Layer(MaterializedLayer):
@@ -154,7 +154,7 @@ def map_blocks(
     fields : mapping of str to Field
         The lazy arrays to make; their grids of blocks have the same shape.
     small : sequence of dask.array.Array
-        Results of `once`, handed whole to every block.
+        Results of `once` or of `parts.kept`, handed whole to every block.
     scratch : int
         Bytes that the function holds beyond its input and output.
     cut : callable, optional
@@ -168,15 +168,15 @@ def map_blocks(
     import dask.array as da
     from dask.highlevelgraph import HighLevelGraph
 
-    make_layer = _layer_class()
+    make_layer = layer_class()
     name = f"{function.__name__.strip('_')}-{uuid.uuid4().hex[:12]}"
     first = next(iter(fields.values()))
     grid = tuple(map(len, first.chunks))
     assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"
-    assert all(a.npartitions == 1 for a in small), "small arrays come from `once`"
+    assert all(a.npartitions == 1 for a in small), "small arrays come from `once` or `kept`"
     keys = [(a.name,) + (0,) * a.ndim for a in small]
     calls = {i: Call(function, arguments(i), cut) for i in np.ndindex(*grid)}
-    cost = _cost(calls.values(), fields.values(), scratch)
+    cost = cost_of(calls.values(), fields.values(), scratch)
 
     shared = make_layer({(name, *i): (call, *keys) for i, call in calls.items()})
     graph = HighLevelGraph.from_collections(name, shared, dependencies=list(small))
@@ -196,7 +196,7 @@ def map_blocks(
     return arrays
 
 
-def _cost(calls: Any, fields: Any, scratch: int) -> Cost:
+def cost_of(calls: Any, fields: Any, scratch: int) -> Cost:
     """Add up the largest block: inputs, outputs, scratch, and one chunk each being decoded and encoded."""
     inputs = read = decoded = 0
     for call in calls:
@@ -208,7 +208,7 @@ def _cost(calls: Any, fields: Any, scratch: int) -> Cost:
             read += int(np.prod(cover, dtype=np.int64)) * size
             decoded = max(decoded, int(np.prod(chunks, dtype=np.int64)) * size)
     outputs = sum(f.block_bytes for f in fields)
-    encoded = max(f.stored_bytes for f in fields)
+    encoded = max((f.stored_bytes for f in fields), default=0)
     written = sum(int(np.prod([sum(c) for c in f.chunks], dtype=np.int64)) * f.dtype.itemsize for f in fields)
     return Cost(block=inputs + outputs + scratch + decoded + encoded, read=read, written=written)
 
@@ -233,7 +233,7 @@ def once(array: da.Array) -> da.Array:
     name = f"once-{array.name}"
     key = (name,) + (0,) * array.ndim
     tasks = {key: (assemble, array.numblocks, [(array.name, *i) for i in np.ndindex(*array.numblocks)])}
-    layer = _layer_class()(tasks, once=array, stored=array.shape)
+    layer = layer_class()(tasks, once=array, stored=array.shape)
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[array])
     return da.Array(graph, name, tuple((n,) for n in array.shape), dtype=array.dtype)
 

@@ -16,13 +16,13 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_ty
 import cyclopts
 from cyclopts import App, Parameter
 
-from tomoscale import TOPICS, lock
+from tomoscale import TOPICS, lock, presets, sweep
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError, bad_input
-from tomoscale.how import How
-from tomoscale.parameters import Grid, Rect, Span, Volume
+from tomoscale.how import How, HowChosen, HowTried, execute
+from tomoscale.parameters import Grid, Rect, Span, Volume, members
 from tomoscale.signals import interruptible
-from tomoscale.values import at_home, joined, numbers, rects, span, spans
+from tomoscale.values import at_home, joined, numbers, rects, spans
 
 LONGEST = 4000
 """Characters of an error."""
@@ -82,13 +82,12 @@ def build() -> App:
     groups: dict[str, App] = {}
     for function in functions():
         *path, name = function.command.split()  # type: ignore[attr-defined]
+        topic = sys.modules[".".join(function.__module__.split(".")[:2])]
         parent = app
         for word in path:
             if word not in groups:
-                module = inspect.getmodule(function)
-                groups[word] = App(
-                    name=word, help=(module.__doc__ or "").strip().splitlines()[0], help_format="markdown"
-                )
+                summary = (topic.__doc__ or "").strip().splitlines()[0]
+                groups[word] = App(name=word, help=summary, help_format="markdown")
                 app.command(groups[word])
             parent = groups[word]
         parent.command(_adapted(function), name=name)
@@ -97,7 +96,7 @@ def build() -> App:
 
 def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with the command's types and, where it plans a run, with how to run it."""
-    signature = inspect.signature(function)
+    signature, command = inspect.signature(function), function.command  # type: ignore[attr-defined]
     hints = get_type_hints(function)  # without bounds: the function holds them, and says so in the same words
     parameters = [
         p.replace(annotation=_typed(hints[n], p)) for n, p in signature.parameters.items() if n != "how"
@@ -105,17 +104,28 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     data = _data(function, [p for p in parameters if p.kind is not p.KEYWORD_ONLY], hints)
     acts = getattr(function, "acts", False)
+    required = [] if acts else [p.name for p in options if p.default is p.empty]
+    options = [_optional(p) if p.name in required else p for p in options]
+    kind = How if acts else (HowTried if hasattr(function, "outcome") else HowChosen)
     if not acts or "how" in signature.parameters:
         options.append(
-            inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=How | None)
+            inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind | None)
         )
 
     def call(*given: Any, **chosen: Any) -> Any:
-        how = chosen.pop("how", None) or How()
+        how: Any = chosen.pop("how", None) or kind()
         how.check()
         if acts:
             return function(*given, **chosen, **({"how": how} if "how" in signature.parameters else {}))
-        return execute(function, given, chosen, how)
+        if how.params is not None:
+            chosen = {**presets.read(how.params, function), **chosen}
+        swept = sweep.values(function, how.sweep) if kind is HowTried else {}
+        missing = [f"--{n.replace('_', '-')}" for n in required if n not in {**chosen, **swept}]
+        if missing:
+            raise TomoscaleError(f"{command}: {missing[0]} is missing; give it, or --params FILE that has it")
+        return (
+            sweep.run(function, given, chosen, swept, how) if swept else execute(function, given, chosen, how)
+        )
 
     call.__signature__ = signature.replace(parameters=[*data, *options], return_annotation=Any)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in (*data, *options)}
@@ -123,81 +133,22 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _optional(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Let a file of parameters give what the function cannot do without."""
+    shown = Parameter(show_default=lambda _: "none: needed here or in --params")
+    return parameter.replace(default=None, annotation=Annotated[parameter.annotation | None, shown])
+
+
 def _data(
     function: Callable[..., Any], data: list[inspect.Parameter], hints: dict[str, Any]
 ) -> list[inspect.Parameter]:
     """Return what comes by position: IN for a volume, SOURCE... OUT for files, OUT for what is made of nothing."""
-    if getattr(function, "acts", False) or (data and Volume in _members(hints[data[0].name])):
+    if getattr(function, "acts", False) or (data and Volume in members(hints[data[0].name])):
         return [p.replace(kind=p.POSITIONAL_ONLY) for p in data]
     if data:
         return [data[0].replace(kind=inspect.Parameter.VAR_POSITIONAL, annotation=Path)]
     result = Annotated[Path, Parameter(help="Result.")]
     return [inspect.Parameter("out", inspect.Parameter.POSITIONAL_ONLY, annotation=result)]
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return (hint, *get_args(hint))
-
-
-def _split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple[tuple[Any, ...], Path]:
-    """Tell the data of an operation from its output."""
-    data = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    if not data:
-        return (), Path(given[0])
-    if Volume in _members(get_type_hints(function)[data[0].name]):
-        name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
-        return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
-    if len(given) < 2:
-        raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
-    return (given[:-1],), Path(given[-1])
-
-
-def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any], how: How) -> Path:
-    """Plan an operation for the workers that there are, and write its result."""
-    from tomoscale import blocks, cluster, run
-
-    instead = getattr(function, "instead", None)
-    if instead and instead[0](given):
-        if options:
-            named = ", ".join(f"--{n.replace('_', '-')}" for n in options)
-            raise TomoscaleError(f"{function.command}: {named} does not apply to {given[0]} to {given[1]}")  # type: ignore[attr-defined]
-        return instead[1](*given, how=how)
-    data, target = _split(function, given, how)
-    with cluster.connect(
-        how.scheduler,
-        workers=how.workers,
-        threads=how.threads,
-        memory=how.memory_bytes,
-        access=how.access,
-    ) as workers:
-        with blocks.planned_for(workers.block_bytes, workers.slots), bad_input():
-            result = function(*data, **options)
-        return run.write(
-            result,
-            target,
-            overwrite=how.overwrite,
-            dry_run=how.dry_run,
-            quiet=how.quiet,
-            keep_going=how.on_error == "continue",
-            connection=workers,
-        )
-
-
-def _beside(source: str, name: str) -> Path:
-    """Return the default output: `scan.zarr` and `scan.zarr/frames` give `scan-background.zarr`."""
-    path = Path(source)
-    while path.suffix != ".zarr" and path.parent != path and ".zarr" in str(path.parent):
-        path = path.parent
-    return path.with_name(f"{path.name.removesuffix('.zarr')}-{name}.zarr")
-
-
-def _region(source: Any, roi: str | None) -> Any:
-    from tomoscale import store
-
-    volume = store.open_volume(source)
-    if roi is None:
-        return volume
-    return store.crop(volume, [span(part) for part in roi.split(",")])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

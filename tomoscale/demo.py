@@ -10,17 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tomoscale import background, blocks, cluster, report, run, simulate, store
+from tomoscale import background, blobs, blocks, cluster, report, run, simulate, store
 from tomoscale.errors import DamagedError, TomoscaleError
+from tomoscale.evaluate.blobs import BlobScore, scored
 from tomoscale.operation import command
 from tomoscale.parameters import Count, Seed, Shape3
 from tomoscale.record import record_of
 from tomoscale.store import Volume
 
 MARKER = ".tomoscale-demo"
-SCAN, CLEANED, TABLE, REPORT = "scan.zarr", "cleaned.zarr", "scan.parquet", "cleaned-report"
-MADE_BY = {SCAN: "simulate.dct", CLEANED: "background.remove"}
+SCAN, CLEANED, FOUND = "scan.zarr", "cleaned.zarr", "blobs.zarr"
+BESIDE = ("scan.parquet", "blobs.parquet", "cleaned-report", "blobs-report")
+MADE_BY = {SCAN: "simulate.dct", CLEANED: "background.remove", FOUND: "blobs.segment"}
 HALF_WINDOW, STEP = 100, 20
+SEED_THRESHOLD, C_MIN, SEED_VOXELS = 60.0, 20.0, 3
+ASKED = 2 * SEED_THRESHOLD
+"""True blobs with a peak above this must be found."""
 MARGIN = 0.06
 """Share of a frame's edge that a simulated scan keeps free of blobs."""
 CHECKED_PIXELS = 16
@@ -36,10 +41,10 @@ def trial(
     quiet: bool = False,
 ) -> Path:
     """
-    Simulate a scan, remove its background, hold the result against the truth, and draw a report.
+    Simulate a scan, remove its background, find its blobs, hold all against the truth, and draw reports.
 
-    It takes the same ways as the commands `simulate dct`, `background` and `report`, in about half a minute on
-    two cores. What was found goes to standard error.
+    It takes the same ways as the commands `simulate dct`, `background`, `blobs` and `report`, in less than a minute
+    on two cores. What was found goes to standard error.
 
     Parameters
     ----------
@@ -57,7 +62,7 @@ def trial(
     Returns
     -------
     Path
-        The page of the report.
+        The page about the blobs.
 
     Raises
     ------
@@ -70,7 +75,7 @@ def trial(
     simulate.check_scan(shape)
     _claim(folder)
     begin = time.monotonic()
-    scan, cleaned = folder / SCAN, folder / CLEANED
+    scan, cleaned, found = folder / SCAN, folder / CLEANED, folder / FOUND
     margin = max(1, int(MARGIN * min(shape[1:])))
     with cluster.connect("local", workers=workers) as connection:
         with blocks.planned_for(connection.block_bytes, connection.slots):
@@ -81,11 +86,20 @@ def trial(
                 store.open_volume(scan), margin=margin, half_window=HALF_WINDOW, step=STEP
             )
         run.write(result, cleaned, overwrite=True, quiet=quiet, connection=connection)
+        with blocks.planned_for(connection.block_bytes, connection.slots):
+            segmented = blobs.segment(
+                store.open_volume(cleaned),
+                seed_threshold=SEED_THRESHOLD,
+                c_min=C_MIN,
+                min_seed_voxels=SEED_VOXELS,
+            )
+        run.write(segmented, found, overwrite=True, quiet=quiet, connection=connection)
     checked = check(scan, cleaned)
     error = background_error(scan, cleaned)
-    page = report.make(cleaned, output=folder / REPORT, quiet=quiet)
-    _tell(folder, shape, seed, margin, checked, error, time.monotonic() - begin)
-    return page
+    score = scored(found, scan, ASKED)
+    pages = [report.make(r, output=folder / f"{r.stem}-report", quiet=quiet) for r in (cleaned, found)]
+    _tell(folder, shape, seed, margin, checked, error, score, pages, time.monotonic() - begin)
+    return pages[-1]
 
 
 def _claim(folder: Path) -> None:
@@ -94,7 +108,7 @@ def _claim(folder: Path) -> None:
         raise TomoscaleError(f"demo: {folder} is a file; give a folder")
     if not (folder / MARKER).exists():
         unfinished = [name + store.INCOMPLETE for name in MADE_BY]
-        taken = [n for n in (SCAN, CLEANED, TABLE, REPORT, *unfinished) if (folder / n).exists()]
+        taken = [n for n in (*MADE_BY, *BESIDE, *unfinished) if (folder / n).exists()]
     else:
         taken = [n for n, operation in MADE_BY.items() if _maker(folder / n) not in (None, operation)]
     if taken:
@@ -247,6 +261,8 @@ def _tell(
     margin: int,
     checked: str,
     error: BackgroundError,
+    score: BlobScore,
+    pages: Sequence[Path],
     seconds: float,
 ) -> None:
     """Say what was done, where it is and how good it is."""
@@ -254,20 +270,31 @@ def _tell(
     scan = "" if tuple(shape) == (600, 192, 192) else f" --shape {n},{rows},{columns}"
     scan += f" --seed {seed}" if seed else ""
     options = f"--margin {margin} --half-window {HALF_WINDOW} --step {STEP}"
+    thresholds = f"--seed-threshold {SEED_THRESHOLD:g} --c-min {C_MIN:g} --min-seed-voxels {SEED_VOXELS}"
+    off = score.centroid_error["distance"]
     lines = [
-        f"demo: {n} frames of {rows} x {columns} simulated, cleaned and drawn in {seconds:.0f} s, in {folder}",
+        f"demo: {n} frames of {rows} x {columns} from simulation to report in {seconds:.0f} s, in {folder}",
         f"  scan       {folder / SCAN}, with the truth",
-        f"  result     {folder / CLEANED}",
-        f"  report     {folder / REPORT / report.PAGE}",
+        f"  results    {folder / CLEANED}, {folder / FOUND}",
+        f"  reports    {', '.join(map(str, pages))}",
         f"  checked    {checked}: equal to numpy.median and scipy.ndimage.median_filter, bit for bit",
         f"  error      half of all background pixels are within {error.median:.2f} counts "
         f"({error.median_percent:.1f} %) of the truth, 95 of 100 within {error.p95:.2f} counts "
         f"({error.p95_percent:.1f} %);",
         "             the truth is the noise-free frame in the centre of each window, less the dark, at the mean "
         "level of the margin",
+        f"  blobs      {score.matched} of {score.true} true blobs with a peak above {ASKED:g} counts were found, "
+        f"{score.false} of {score.found} found ones are false, {score.split} split",
+        *(
+            []
+            if off.median is None
+            else [f"             half of their centroids are within {off.median:.3f} voxels"]
+        ),
         "the same with single commands, in an empty folder:",
         f"  tomoscale simulate dct {folder / SCAN}{scan}",
         f"  tomoscale background {folder / SCAN} -o {folder / CLEANED} {options}",
-        f"  tomoscale report {folder / CLEANED}",
+        f"  tomoscale blobs {folder / CLEANED} -o {folder / FOUND} {thresholds}",
+        f"  tomoscale evaluate blobs {folder / FOUND} {folder / SCAN} --peak-above {ASKED:g}",
+        f"  tomoscale report {folder / FOUND}",
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)

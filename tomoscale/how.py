@@ -1,16 +1,20 @@
-"""How to run an operation: the options that all commands share."""
+"""How a command runs an operation: options that are the same for all, and where data and result are."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Parameter
 
+from tomoscale import presets
 from tomoscale.access import Access
-from tomoscale.errors import TomoscaleError
-from tomoscale.values import memory_bytes
+from tomoscale.errors import TomoscaleError, bad_input
+from tomoscale.parameters import Volume, members
+from tomoscale.values import memory_bytes, span
 
 
 @Parameter(name="*")
@@ -61,3 +65,95 @@ class How:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise TomoscaleError(f"--{name} {number}; expected at least 1")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class HowChosen(How):
+    """How to run an operation, and files of its parameters."""
+
+    params: Path | None = None
+    "Take parameters from this TOML file; options given here go first."
+    save: Path | None = None
+    "Write the parameters into this TOML file, for `--params` of another run."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class HowTried(HowChosen):
+    """The same for an operation that can show what its parameters do."""
+
+    sweep: tuple[str, ...] = ()
+    "Try values, seed_threshold=20,40,80 say: a table, and a picture for each; repeated, all combinations."
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    "Print the table of `--sweep` as JSON."
+
+    def check(self) -> None:
+        """Refuse what no run can have."""
+        super().check()
+        if self.as_json and not self.sweep:
+            raise TomoscaleError("--json: a run prints the path of its result; --json goes with --sweep")
+
+
+def split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple[tuple[Any, ...], Path]:
+    """Tell the data of an operation from its output."""
+    data = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    if not data:
+        return (), Path(given[0])
+    if Volume in members(get_type_hints(function)[data[0].name]):
+        name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
+        return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
+    if len(given) < 2:
+        raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
+    return (given[:-1],), Path(given[-1])
+
+
+def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any], how: How) -> Path:
+    """Plan an operation for the workers that there are, and write its result."""
+    from tomoscale import blocks, cluster, run
+
+    instead = getattr(function, "instead", None)
+    if instead and instead[0](given):
+        if options:
+            named = ", ".join(f"--{n.replace('_', '-')}" for n in options)
+            raise TomoscaleError(f"{function.command}: {named} does not apply to {given[0]} to {given[1]}")  # type: ignore[attr-defined]
+        return instead[1](*given, how=how)
+    data, target = split(function, given, how)
+    with cluster.connect(
+        how.scheduler,
+        workers=how.workers,
+        threads=how.threads,
+        memory=how.memory_bytes,
+        access=how.access,
+    ) as workers:
+        with blocks.planned_for(workers.block_bytes, workers.slots), bad_input():
+            result = function(*data, **options)
+        save = getattr(how, "save", None)
+        if save is not None:
+            presets.save(save, function, options)
+        return run.write(
+            result,
+            target,
+            overwrite=how.overwrite,
+            dry_run=how.dry_run,
+            quiet=how.quiet,
+            keep_going=how.on_error == "continue",
+            connection=workers,
+        )
+
+
+def _beside(source: str, name: str) -> Path:
+    """Return the default output: `scan.zarr` and `scan.zarr/frames` give `scan-background.zarr`."""
+    path = Path(source)
+    while path.suffix != ".zarr" and path.parent != path and ".zarr" in str(path.parent):
+        path = path.parent
+    return path.with_name(f"{path.name.removesuffix('.zarr')}-{name}.zarr")
+
+
+def _region(source: Any, roi: str | None) -> Any:
+    from tomoscale import store
+
+    volume = store.open_volume(source)
+    if roi is None:
+        return volume
+    return store.crop(volume, [span(part) for part in roi.split(",")])

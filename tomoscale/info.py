@@ -277,8 +277,12 @@ def inputs(step: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def parameters(step: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the parameters of a step in words."""
-    return [(name, value(v)) for name, v in step.get("parameters", {}).items()]
+    """Return the parameters of a step in words; of a volume that was used without being named, that it was found."""
+    used = step.get("inputs", {})
+    return [
+        (name, "found with the input" if v is None and name in used else value(v))
+        for name, v in step.get("parameters", {}).items()
+    ]
 
 
 def _identity(source: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Origin:
         return self.operation + (f" of {path}" if path else "")
 
 
-def operation(command: str, *, instead: Any = None) -> Callable[[Function], Function]:
+def operation(command: str, *, instead: Any = None, outcome: Any = None) -> Callable[[Function], Function]:
     """
     Make a function an operation.
 
@@ -50,6 +50,9 @@ def operation(command: str, *, instead: Any = None) -> Callable[[Function], Func
         The subcommand, `background` or `simulate dct`.
     instead : (predicate, function), optional
         What the command does when the predicate holds for its arguments: `convert` back to files.
+    outcome : function, optional
+        Figures of a written result by their names, from its path: what a search for parameters compares. The
+        result must have `labels` of the shape of the first input; their outlines are drawn on it.
     """
 
     def decorate(function: Function) -> Function:
@@ -71,6 +74,8 @@ def operation(command: str, *, instead: Any = None) -> Callable[[Function], Func
 
         call.command = command  # type: ignore[attr-defined]
         call.instead = instead  # type: ignore[attr-defined]
+        if outcome is not None:
+            call.outcome = outcome  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]
 
     return decorate
@@ -144,7 +149,7 @@ def _stamp(result: Any, origin: Origin) -> None:
 
 def _lazy(result: Any) -> Iterator[Any]:
     for value in fields_of(result).values():
-        if hasattr(value, "dask"):
+        if hasattr(value, "dask") and hasattr(type(value), "chunks"):
             yield value
 
 

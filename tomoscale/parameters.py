@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
-from annotated_types import Ge, Le, Predicate
+from annotated_types import Ge, Gt, Le, Predicate
 
 from tomoscale.errors import TomoscaleError
 
@@ -31,6 +31,9 @@ def is_odd_or_zero(n: int) -> bool:
 
 Edge = Annotated[int, Ge(0), Le(MOST), Predicate(is_odd_or_zero)]
 """The edge of a centred filter, odd; 0 for none."""
+
+Share = Annotated[float, Gt(0), Le(1)]
+"""A share of the whole: above 0, at most 1."""
 
 Shape3 = tuple[Count, Count, Count]
 
@@ -74,8 +77,23 @@ _MESSAGES = {"Predicate 'is_odd_or_zero' failed": "must be odd (or 0 for none)"}
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the name under which users know a function: `background.remove`."""
-    return f"{function.__module__.removeprefix('tomoscale.')}.{function.__name__}"
+    """Return the name under which users know a function: `background.remove`, the topic and the verb."""
+    topic = function.__module__.removeprefix("tomoscale.").split(".")[0]
+    return f"{topic}.{function.__name__}"
+
+
+@functools.cache
+def adapters_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what holds the keyword-only parameters of a function; not volumes, which the operation opens."""
+    from pydantic import TypeAdapter
+
+    parameters = inspect.signature(function).parameters.values()
+    hints = get_type_hints(function, include_extras=True)
+    return {
+        p.name: TypeAdapter(hints[p.name])
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and Volume not in members(hints[p.name])
+    }
 
 
 def checked(function: Function) -> Function:
@@ -86,19 +104,6 @@ def checked(function: Function) -> Function:
     `TomoscaleError` that names function, parameter, bound and value.
     """
     signature = inspect.signature(function)
-    names = [n for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
-
-    @functools.cache
-    def adapters() -> dict[str, Any]:
-        from pydantic import TypeAdapter
-
-        hints = get_type_hints(function, include_extras=True)
-        return {
-            n: TypeAdapter(hints[n])
-            for n in names
-            if Volume
-            not in _members(hints[n])  # volumes may come as paths or arrays: the operation opens them
-        }
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -108,22 +113,23 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **options)
         except TypeError as error:
             raise TomoscaleError(f"{name_of(function)}: {error}") from None
-        for name, adapter in adapters().items():
+        for name, adapter in adapters_of(function).items():
             if name in bound.arguments:
                 try:
                     bound.arguments[name] = adapter.validate_python(bound.arguments[name])
                 except ValidationError as error:
-                    raise TomoscaleError(f"{name_of(function)}: {name}: {_first(error)}") from None
+                    raise TomoscaleError(f"{name_of(function)}: {name}: {first_fault(error)}") from None
         return function(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def members(hint: Any) -> tuple[Any, ...]:
+    """Return a type and, of a union, its members."""
     return (hint, *getattr(hint, "__args__", ()))
 
 
-def _first(error: Any) -> str:
+def first_fault(error: Any) -> str:
     """Say in one line what pydantic found first."""
     found = error.errors()[0]
     text = _MESSAGES.get(found["msg"], found["msg"])

@@ -63,6 +63,8 @@ class Panel:
         Names of the vertical and the horizontal axis.
     bar : bool
         Draw a colour bar.
+    shape : (int, int), optional
+        Of the image before it was reduced.
     """
 
     title: str
@@ -74,6 +76,7 @@ class Panel:
     asinh: float = 0.0
     axes: tuple[str, str] = ("row", "column")
     bar: bool = True
+    shape: tuple[int, int] | None = None
 
 
 def reduced(image: np.ndarray, how: str = "maximum", most: int = MOST_PIXELS) -> tuple[np.ndarray, int]:
@@ -114,6 +117,12 @@ def reduced(image: np.ndarray, how: str = "maximum", most: int = MOST_PIXELS) ->
     return values, n
 
 
+def shrunk(image: np.ndarray, how: str = "maximum") -> str:
+    """Say in a caption what a picture does with an image that has more pixels."""
+    n = reduced(image[:, :], how)[1]
+    return "" if n == 1 else f"Every point of the picture is the {how} of {n} × {n} pixels. "
+
+
 def limits(*images: np.ndarray, low: float = 0.5, high: float = 99.8) -> tuple[float, float]:
     """Return a scale from percentiles of all finite values together."""
     values = np.concatenate([i[np.isfinite(i)].ravel() for i in images])
@@ -126,12 +135,12 @@ def limits(*images: np.ndarray, low: float = 0.5, high: float = 99.8) -> tuple[f
 # ---------------------------------------------------------------- figures
 
 
-LEFT, RIGHT, TOP, BOTTOM = 0.72, 0.95, 0.32, 0.62
+LEFT, RIGHT, TOP, BOTTOM = 0.72, 1.05, 0.32, 0.62
 """Inches around an image: row numbers, colour bar, title, column numbers."""
 
 
-def images(panels: Sequence[Panel], n_columns: int = 2) -> Figure:
-    """Draw images side by side, pixels of one size, each with its colour bar."""
+def images(panels: Sequence[Panel], n_columns: int = 2, head: str = "") -> Figure:
+    """Draw images side by side, pixels of one size, each with its colour bar; `head` stands above all."""
     width = min(WIDTH, 7.0 * n_columns)
     right = RIGHT if all(p.bar for p in panels) else 0.15
     room = (width - n_columns * (LEFT + right) - (RIGHT - right)) / n_columns
@@ -139,16 +148,17 @@ def images(panels: Sequence[Panel], n_columns: int = 2) -> Figure:
     pixel = min(room / columns, 1.6 * room / rows)
     lines = [panels[i : i + n_columns] for i in range(0, len(panels), n_columns)]
     heights = [TOP + BOTTOM + pixel * max(p.image.shape[0] for p in line) for line in lines]
-    figure = _figure(width, _dots(sum(heights)))
-    with _style():
+    whole = width, _dots(sum(heights) + (TOP if head else 0.0))
+    figure = canvas(*whole)
+    with style():
+        figure.text(LEFT / width, 1 - 0.08 / whole[1], head, va="top", wrap=True)
         top = sum(heights)
         for line, line_height in zip(lines, heights, strict=True):
             for position, panel in enumerate(line):
                 height, breadth = (pixel * n for n in panel.image.shape)
                 left = LEFT + position * (LEFT + room + right)
                 box = (_dots(v) for v in (left, top - TOP - height, breadth, height))
-                sizes = (width, _dots(sum(heights))) * 2
-                _image(figure.add_axes(tuple(v / n for v, n in zip(box, sizes, strict=True))), panel)
+                draw_image(figure.add_axes(tuple(v / n for v, n in zip(box, whole * 2, strict=True))), panel)
             top -= line_height
     return figure
 
@@ -158,11 +168,12 @@ def _dots(inches: float) -> float:
     return round(inches * DPI) / DPI
 
 
-def _image(axes: Axes, panel: Panel) -> None:
+def draw_image(axes: Axes, panel: Panel) -> None:
+    """Draw an image with its scale into axes, stretched to fill them."""
     from matplotlib.colors import AsinhNorm, Normalize
 
-    image, n = reduced(panel.image, "maximum" if panel.axes[0] == "row" else "mean")
-    rows, columns = panel.image.shape
+    image, n = reduced(panel.image, "mean" if panel.axes[0] in "zyx" else "maximum")
+    rows, columns = panel.shape or panel.image.shape
     norm = AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
     drawn = axes.imshow(
         image,
@@ -199,57 +210,26 @@ def _decades(bar: Any, panel: Panel) -> None:
     wanted = [v for d in decades for v in (d, 3 * d) if panel.asinh * 0.9 <= v <= panel.high]
     if len(wanted) >= 2:
         bar.set_ticks([*([0.0] if panel.low <= 0 else []), *wanted])
-        bar.set_ticklabels([f"{t:.4g}" for t in bar.get_ticks()])
+        bar.set_ticklabels([f"{t:.4g}" if abs(t) < 1 else f"{t:.0f}" for t in bar.get_ticks()])
         bar.ax.minorticks_off()
-
-
-def curves(
-    x: np.ndarray, x_name: str, lines: Sequence[tuple[str, np.ndarray]], mark: tuple[float, str] | None = None
-) -> Figure:
-    """Draw quantities over the frames, one below the other; `mark` is a position and its name."""
-    height = 0.6 + 1.9 * len(lines)
-    figure = _figure(WIDTH, height)
-    figure.subplots_adjust(*_edges(WIDTH, height), hspace=0.22)
-    with _style():
-        first = None
-        for position, (name, y) in enumerate(lines, 1):
-            axes = figure.add_subplot(len(lines), 1, position, sharex=first)
-            first = first or axes
-            axes.plot(x, y, color=BLUE, linewidth=0.9)
-            axes.set_title(name)
-            axes.set_ylabel("counts")
-            axes.grid(visible=True)
-            axes.margins(x=0.005)
-            axes.spines[["top", "right"]].set_visible(False)
-            if mark is not None:
-                axes.axvline(mark[0], color=ORANGE, linewidth=0.9, linestyle="--")
-            if mark is not None and position == 1:
-                axes.annotate(
-                    mark[1], (mark[0], 1), (3, -3), xycoords=("data", "axes fraction"), color=ORANGE,
-                    textcoords="offset points", va="top", ha="left", fontsize=9,
-                )  # fmt: skip
-            if position < len(lines):
-                axes.tick_params(labelbottom=False)
-        axes.set_xlabel(x_name)
-    return figure
 
 
 def histogram(survey: Survey, unit: str = "counts") -> Figure:
     """Draw how many voxels have which value: near the bulk, and over the whole range, both in log counts."""
-    figure = _figure(WIDTH, 3.1)
-    figure.subplots_adjust(*_edges(WIDTH, 3.1), wspace=0.2)
+    figure = canvas(WIDTH, 3.1)
+    figure.subplots_adjust(*edges(WIDTH, 3.1), wspace=0.2)
     low, high = survey.percentile(0.1), survey.percentile(99.0)
     reach = max(high - low, survey.width)
     low, high = max(survey.lowest, low - 0.5 * reach), min(survey.highest, high + reach)
     ranges = [("From lowest to highest", survey.lowest, survey.highest)]
     if high - low < 0.7 * (survey.highest - survey.lowest):
         ranges.insert(0, ("Where most voxels are", low, high))
-    with _style():
+    with style():
         for position, (title, a, b) in enumerate(ranges, 1):
             axes = figure.add_subplot(1, len(ranges), position)
-            edges, density = _rebinned(survey, a, b)
-            axes.stairs(density, edges, fill=True, color=BLUE, alpha=0.25, baseline=0.5)
-            axes.stairs(density, edges, color=BLUE, baseline=0.5, linewidth=1.0)
+            bins, density = _rebinned(survey, a, b)
+            axes.stairs(density, bins, fill=True, color=BLUE, alpha=0.25, baseline=0.5)
+            axes.stairs(density, bins, color=BLUE, baseline=0.5, linewidth=1.0)
             axes.set_yscale("log")
             axes.set_ylim(0.7, max(10, density.max() * 2))
             axes.set_title(title)
@@ -290,23 +270,25 @@ def png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     file = io.BytesIO()
-    with _style():
+    with style():
         FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
     return file.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI)
 
 
-def _edges(width: float, height: float) -> tuple[float, float, float, float]:
+def edges(width: float, height: float) -> tuple[float, float, float, float]:
     """Return left, bottom, right and top of what axes fill: a layout engine would take half the time of a report."""
     return 0.9 / width, 0.55 / height, 1 - 0.15 / width, 1 - TOP / height
 
 
-def _style() -> Any:
+def style() -> Any:
+    """Return the context in which figures are drawn."""
     import matplotlib
 
     return matplotlib.rc_context(STYLE)

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tomoscale.blocks import Cost
 from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
 from tomoscale.metadata import node_type
@@ -28,22 +30,26 @@ class Plan:
         Written one after the other.
     small_bytes : int
         Bytes of arrays that are not lazy.
+    first : tuple of (parts.Pass, Cost)
+        Passes that come first, whose parts are kept in the job.
     """
 
     title: str
     passes: tuple[Pass, ...]
     small_bytes: int = 0
+    first: tuple[tuple[Any, Cost], ...] = ()
 
     @classmethod
     def of(cls, result: Result) -> Plan:
         """Add up a result."""
         small = sum(a.nbytes for a in (*result.once.values(), *result.small.values()))
-        return cls(result.origin.operation, tuple(result.passes), small)
+        first = [(f["kept"], f["cost"]) for f in result.needed_first().values() if "kept" in f]
+        return cls(result.origin.operation, tuple(result.passes), small, tuple(first))
 
     @property
     def n_blocks(self) -> int:
         """Blocks of all passes; the scheduler gets one task for each."""
-        return sum(p.n_blocks for p in self.passes)
+        return sum(p.n_blocks for p in self.passes) + sum(len(kept.keys) for kept, _ in self.first)
 
     @property
     def n_graph_tasks(self) -> int:
@@ -57,12 +63,16 @@ class Plan:
     @property
     def block_bytes(self) -> int:
         """Bytes that the largest block holds at once."""
-        return max((p.cost.block for p in self.passes), default=0)
+        return max((cost.block for cost in self._costs), default=0)
 
     @property
     def read(self) -> int:
         """Bytes decoded from storage."""
-        return sum(p.cost.read for p in self.passes)
+        return sum(cost.read for cost in self._costs)
+
+    @property
+    def _costs(self) -> list[Cost]:
+        return [cost for _, cost in self.first] + [p.cost for p in self.passes]
 
     @property
     def written(self) -> int:
@@ -76,6 +86,9 @@ class Plan:
     def describe(self, connection: Connection | None = None, target: Path | None = None) -> str:
         """Return the plan for people."""
         lines = [self.title]
+        for kept, _ in self.first:
+            n = len(kept.keys)
+            lines.append(f"  first              {kept.title}, {n} part{'s' * (n > 1)}")
         for p in self.passes:
             for name, array in p.arrays.items():
                 lines.append(

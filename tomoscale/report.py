@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tomoscale import info, page, pictures, store, survey
+from tomoscale import blob_page, info, page, pictures, plots, store
 from tomoscale._version import __version__
 from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
@@ -32,7 +32,8 @@ def make(
 
     Of cleaned frames it shows the frame with the strongest signal before and after, on the same scale, and the
     background there; of every scan the level over omega, the maximum projection and the histogram; of a
-    volume its middle slices.
+    volume its middle slices; of blobs their outlines on the frames and over the rotation, how large and how bright
+    they are, the brightest ones, and what was rejected.
 
     Parameters
     ----------
@@ -61,12 +62,13 @@ def make(
             f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes"
         )
     with bad_input():
-        shown = Shown(
-            volume, survey.of(volume, sampled=sampled, title="report: reading", quiet=quiet), sampled
-        )
+        shown = Shown(volume, sampled, quiet)
         folder = output or shown.name_beside("-report")
-        sections = [*(_scan(shown) if shown.is_scan else _volume(shown)), *_facts(shown)]
-        lead, figures = _lead(shown)
+        if blob_page.is_of_blobs(shown):
+            lead, figures, sections = blob_page.made(shown)
+        else:
+            lead, figures, sections = *_lead(shown), _scan(shown) if shown.is_scan else _volume(shown)
+        sections += _facts(shown)
     foot = f"Made by tomoscale {__version__}. The pictures are also files beside this page."
     return _written(folder, page.html(shown.title, lead, figures, sections, foot), sections)
 
@@ -122,7 +124,7 @@ def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
         )
     if note:
         section.notes.append(note)
-    caption = _shrunk(after)
+    caption = pictures.shrunk(after)
     if before is not None:
         treated = "less the dark" if shown.volume.sibling("dark") is not None else "as stored"
         treated += "" if shown.level is None else " and brought to the mean level of the margin"
@@ -159,7 +161,7 @@ def _raw_frame(shown: Shown, k: int, frame: np.ndarray) -> Section:
         "The frame with the strongest signal" + (" among the samples." if shown.sampled else ".")
     )
     png = pictures.png(pictures.images(panels))
-    section.pictures.append(Picture("frame", png, f"{shown.place(k)} on two scales", _shrunk(frame)))
+    section.pictures.append(Picture("frame", png, f"{shown.place(k)} on two scales", pictures.shrunk(frame)))
     return section
 
 
@@ -181,7 +183,7 @@ def _level(shown: Shown, k: int) -> list[Section]:
             f"Mean level in the margin {shown.level.mean():.1f} counts, from lowest to highest {spread:.2f} %."
         )
     if lines:
-        png = pictures.png(pictures.curves(x, name, lines, (float(x[k]), f"frame {k}, shown above")))
+        png = pictures.png(plots.curves(x, name, lines, (float(x[k]), f"frame {k}, shown above")))
         caption = (
             "Signal is what exceeds the 99.9th percentile of a sample of all voxels."
             if len(lines) > 1
@@ -204,7 +206,7 @@ def _projection(shown: Shown) -> list[Section]:
     scale = 3 * noise if shown.is_cleaned else max((high - low) / 50, 1e-6)
     panels = [Panel("Highest value of every pixel over all frames", image, low, high, asinh=scale)]
     png = pictures.png(pictures.images(panels, 1))
-    caption = f"Linear below {scale:.3g} counts, logarithmic above. " + _shrunk(image)
+    caption = f"Linear below {scale:.3g} counts, logarithmic above. " + pictures.shrunk(image)
     picture = Picture("projection", png, "Maximum projection along the rotation", caption)
     return [Section("Maximum projection", pictures=[picture])]
 
@@ -228,17 +230,12 @@ def _volume(shown: Shown) -> list[Section]:
         for t, p, o in planes
     ]
     png = pictures.png(pictures.images(panels, 3))
-    caption = "One scale for all. " + _shrunk(planes[0][1], "mean")
+    caption = "One scale for all. " + pictures.shrunk(planes[0][1], "mean")
     picture = Picture("slices", png, "Slices through the middle along z, y and x", caption)
     return [Section("Slices through the middle", pictures=[picture]), _histogram(shown)]
 
 
 # ---------------------------------------------------------------- figures and facts
-
-
-def _shrunk(image: np.ndarray, how: str = "maximum") -> str:
-    n = pictures.reduced(image[:, :], how)[1]
-    return "" if n == 1 else f"Every point of the picture is the {how} of {n} × {n} pixels. "
 
 
 def _histogram(shown: Shown) -> Section:

@@ -48,7 +48,7 @@ class Result:
     small : mapping
         Arrays that are there already.
     tables : mapping
-        Tables, written beside the output.
+        Tables, written beside the output; lazy ones (`parts.derived`) are computed with the first results.
     """
 
     lazy: Mapping[str, Any]
@@ -73,11 +73,11 @@ class Result:
         for name, value in fields.items():
             if "once" in _facts(value):
                 once[name] = value
-            elif hasattr(value, "dask"):
+            elif _is_lazy(value):
                 lazy[name] = value
             elif isinstance(value, np.ndarray):
                 small[name] = value
-            elif hasattr(value, "column_names"):
+            elif hasattr(value, "column_names") or hasattr(value, "dask"):
                 tables[name] = value
             else:
                 raise TomoscaleError(
@@ -128,21 +128,33 @@ class Result:
             costs[group] = facts.get("cost") or Cost(block=3 * block, read=0, written=array.nbytes)
         return [Pass(arrays, costs[group]) for group, arrays in groups.items()]
 
-    def needed_first(self) -> dict[Any, Any]:
-        """Return the small arrays that must be computed before the blocks, by their key in the graph."""
-        found: dict[Any, Any] = {}
-        for array in (*self.lazy.values(), *self.once.values()):
-            for name, layer in array.dask.layers.items():
-                once = getattr(layer, "facts", {}).get("once")
-                if once is not None:
-                    found[(name,) + (0,) * once.ndim] = once
-        return found
+    def needed_first(self) -> dict[Any, dict[str, Any]]:
+        """Return what must be computed before the blocks, by its key in the graph: facts of layers, in order."""
+        from dask.core import toposort
+
+        layers: dict[str, Any] = {}
+        needs: dict[str, set[str]] = {}
+        for value in self._made():
+            layers.update(value.dask.layers)
+            needs.update({n: set(d) for n, d in value.dask.dependencies.items()})
+        stated = [(name, getattr(layers[name], "facts", {})) for name in toposort(needs)]
+        return {
+            (name,) + (0,) * (facts["once"].ndim if "once" in facts else 0): facts
+            for name, facts in stated
+            if "once" in facts or "kept" in facts
+        }
+
+    def _made(self) -> list[Any]:
+        """Return all lazy values of the result."""
+        return [
+            v for v in (*self.lazy.values(), *self.once.values(), *self.tables.values()) if hasattr(v, "dask")
+        ]
 
     def graph(self) -> dict[Any, Any]:
         """Return the tasks of all lazy arrays."""
         merged: dict[Any, Any] = {}
-        for array in (*self.lazy.values(), *self.once.values()):
-            for layer in array.dask.layers.values():
+        for value in self._made():
+            for layer in value.dask.layers.values():
                 merged.update(layer)
         return merged
 
@@ -167,7 +179,12 @@ class Result:
 
 
 def _facts(value: Any) -> dict[str, Any]:
-    return blocks.facts(value) if hasattr(value, "dask") else {}
+    return blocks.facts(value) if _is_lazy(value) else {}
+
+
+def _is_lazy(value: Any) -> bool:
+    """Tell a lazy array from a lazy table."""
+    return hasattr(value, "dask") and hasattr(type(value), "chunks")
 
 
 def stored_chunks(array: Any) -> tuple[int, ...]:

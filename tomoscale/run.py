@@ -10,6 +10,7 @@ run that is stopped at any moment goes on where it was.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, lock, store, worker
+from tomoscale import blocks, cluster, lock, parts, store, worker
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, TomoscaleError
@@ -133,6 +134,7 @@ class _Writing:
         self.job = Job(target.absolute())
         self.begin = time.monotonic()
         self.peak_bytes = 0
+        self.found: dict[str, Any] = {}
         self.is_new = False
         self.parts = 1
 
@@ -170,7 +172,7 @@ class _Writing:
             for name, array in {**first, **self.result.small}.items():
                 stored = retried(files[name].write, (0,) * array.ndim, array)
                 retried(self.job.append, name, {name: stored})
-            self.write_tables()
+            self.write_tables(graph)
             with interruptible() as signals, signals.noted():
                 self.job.finish(files, self.attributes())
         self.say(
@@ -206,11 +208,14 @@ class _Writing:
         """Compute the small results that every block needs, put them into the graph, return those of the result."""
         from dask.optimization import cull
 
-        for number, (key, array) in enumerate(self.result.needed_first().items()):
-            kept = self.job.load_once(number)
+        for number, (key, facts) in enumerate(self.result.needed_first().items()):
+            if "kept" in facts:
+                graph[key] = self.keep_parts(facts["kept"], graph, workers)
+                continue
+            array, kept = facts["once"], self.job.load_once(number)
             if kept is None:
                 indices = {str(i): (array.name, *i) for i in np.ndindex(*array.numblocks)}
-                parts: dict[str, np.ndarray] = {}
+                made: dict[str, np.ndarray] = {}
                 tasks = [
                     Task(label, lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
                     for label, k in indices.items()
@@ -218,19 +223,39 @@ class _Writing:
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
                 with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
 
-                    def done(
-                        task: Task, part: Any, parts: Any = parts, progress: Progress = progress
-                    ) -> None:
-                        parts[task.label] = part
+                    def done(task: Task, part: Any, made: Any = made, progress: Progress = progress) -> None:
+                        made[task.label] = part
                         progress.advance()
 
                     execute(tasks, workers, done, tick=self.job.check).check(
                         self.origin.who, self.plan.n_blocks, self.plan.share(workers)
                     )
-                kept = blocks.assemble(array.numblocks, [parts[label] for label in indices])
+                kept = blocks.assemble(array.numblocks, [made[label] for label in indices])
                 self.job.keep_once(number, kept)
             graph[key] = kept
         return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
+
+    def keep_parts(self, one: parts.Pass, graph: dict[Any, Any], workers: Connection) -> parts.StoredParts:
+        """Make the parts of a pass that are not there yet; return the reference to all of them."""
+        from dask.optimization import cull
+
+        stored = parts.StoredParts(self.job.folder, one.name, len(one.keys))
+        tasks = [
+            Task(f"{one.title} {i}", lambda i=i, k=k: (worker.keep_part, (cull(graph, [k])[0], k, stored, i)))  # type: ignore[misc]
+            for i, k in enumerate(one.keys)
+            if not stored.path(i).exists()
+        ]
+        title = f"{self.origin.operation}: {one.title}"
+        with Progress(title, len(tasks), quiet=self.quiet or len(tasks) < 2) as progress:
+
+            def done(task: Task, peak_bytes: int) -> None:
+                self.peak_bytes = max(self.peak_bytes, peak_bytes)
+                progress.advance()
+
+            execute(tasks, workers, done, tick=self.job.check).check(
+                self.origin.who, self.plan.n_blocks, self.plan.share(workers)
+            )
+        return stored
 
     def tasks(
         self,
@@ -274,11 +299,15 @@ class _Writing:
 
             return execute(tasks, workers, done, tick=self.job.check, keep_going=keep_going)
 
-    def write_tables(self) -> None:
-        """Write the tables beside the output."""
+    def write_tables(self, graph: dict[Any, Any]) -> None:
+        """Write the tables beside the output; what they say of the whole goes into the attributes."""
         import pyarrow.parquet
+        from dask.optimization import cull
 
         for table in self.result.tables.values():
+            if hasattr(table, "dask"):
+                table = worker.compute(cull(graph, [table.key])[0], [table.key])[0]
+            self.found |= json.loads((table.schema.metadata or {}).get(b"tomoscale", b"{}"))
             final = self.job.target.with_suffix(".parquet")
             temporary = final.with_name(f".{final.name}.partial")
             pyarrow.parquet.write_table(table, temporary)
@@ -296,6 +325,7 @@ class _Writing:
             "complete": True,
             "arrays": list(self.result.arrays),
             "history": [*self.origin.history, step],
+            **({"found": self.found} if self.found else {}),
         }
         found: dict[str, Any] = {"tomoscale": record}
         image = self.result.image()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,24 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import info, store
+from tomoscale import info, store, survey
 from tomoscale.blocks import MIB, spans
 from tomoscale.errors import TomoscaleError
 from tomoscale.record import images_of
 from tomoscale.store import StoredVolume, Volume
 from tomoscale.survey import Survey
 
+MEANT = ("", "frames", "volume", "labels")
+"""Arrays that are meant when none is named."""
 DARK_BYTES = 64 * MIB
 """Read at a time of a stack of dark frames."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What the report is about, and what one reading of it found."""
+    """What the report is about, and what one reading of it finds."""
 
     volume: StoredVolume
-    survey: Survey
-    sampled: bool
+    sampled: bool = False
+    quiet: bool = True
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What one reading of the array finds."""
+        return survey.of(self.volume, sampled=self.sampled, title="report: reading", quiet=self.quiet)
 
     @property
     def root(self) -> Path:
@@ -41,7 +49,7 @@ class Shown:
     @property
     def title(self) -> str:
         """Name of the result; with the array where it is not the one that is meant without a name."""
-        return self.root.name if self.array in ("", "frames", "volume") else f"{self.root.name}/{self.array}"
+        return self.root.name if self.array in MEANT else f"{self.root.name}/{self.array}"
 
     def name_beside(self, ending: str) -> Path:
         """Return a name beside the result: `scan-background-report` for `scan-background.zarr`."""
@@ -101,6 +109,25 @@ class Shown:
         """Say which frame: `frame 83 (omega 49.8°)`."""
         return f"frame {k}" + ("" if self.omega is None else f" (omega {self.omega[k]:.2f}°)")
 
+    @cached_property
+    def _table(self) -> Any:
+        import pyarrow.parquet
+
+        file = self.root.with_suffix(".parquet")
+        return pyarrow.parquet.read_table(file) if file.is_file() else None
+
+    @property
+    def table(self) -> dict[str, np.ndarray]:
+        """Columns of the table beside the result; empty where there is none."""
+        names = [] if self._table is None else self._table.column_names
+        return {n: self._table[n].to_numpy(zero_copy_only=False) for n in names}
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the table says of the whole: thresholds, and what was rejected; empty where it says nothing."""
+        stated = {} if self._table is None else self._table.schema.metadata or {}
+        return json.loads(stated.get(b"tomoscale", b"{}"))
+
     def background_of(self, k: int) -> np.ndarray | None:
         """Return the background that frame k was cleaned with, or None."""
         background, step = self.volume.sibling("background"), self.step.get("parameters", {}).get("step")
@@ -114,15 +141,9 @@ class Shown:
 
     def before(self, k: int) -> tuple[np.ndarray | None, str]:
         """Return the raw frame, treated as the operation did before it took the background off, or why not."""
-        source = self.step.get("inputs", {}).get("frames", {})
-        if "path" not in source:
-            return None, "The frames before were an array in memory: they cannot be shown."
-        try:
-            raw = self._input(source)
-        except TomoscaleError as error:
-            return None, f"The input is gone, so the frame before is not shown: {error}"
+        raw, note = self.made_from
         if raw is None:
-            return None, f"The input {source['path']} has changed since, so the frame before is not shown."
+            return None, note
         before = frame_of(raw, k).astype(np.float32)
         dark = self.volume.sibling("dark")
         if dark is not None:
@@ -130,6 +151,20 @@ class Shown:
         if self.level is not None:
             before *= np.float32(self.level.mean() / self.level[k])
         return before, ""
+
+    @cached_property
+    def made_from(self) -> tuple[Volume | None, str]:
+        """The frames that the result was made from, or why they cannot be shown."""
+        source = self.step.get("inputs", {}).get("frames", {})
+        if "path" not in source:
+            return None, "The frames before were an array in memory: they cannot be shown."
+        try:
+            found = self._input(source)
+        except TomoscaleError as error:
+            return None, f"The input is gone, so the frames before are not shown: {error}"
+        if found is None:
+            return None, f"The input {source['path']} has changed since, so the frames before are not shown."
+        return found, ""
 
     def _input(self, source: dict[str, Any]) -> Volume | None:
         """Open the input where it was, or beside the result if both were moved; None if it is another one now."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from tomoscale.errors import TomoscaleError
-from tomoscale.parameters import Rect, Span
+from tomoscale.parameters import Grid, Rect, Span
 
 UNITS = {
     "": 1,
@@ -47,15 +47,25 @@ def spans(type_: Any, tokens: Sequence[Any]) -> tuple[Span, ...]:
     return tuple(span(part) for token in tokens for part in token.value.split(","))
 
 
+def rect(text: str) -> Rect:
+    """Read `100:180,40:200`."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise TomoscaleError(f"rectangle {text!r}; expected r0:r1,c0:c1")
+    return Rect(*map(span, parts))
+
+
+def grid(text: str) -> Grid:
+    """Read `2x2`."""
+    rows, cross, columns = text.partition("x")
+    if not (cross and rows.isdigit() and columns.isdigit()):
+        raise TomoscaleError(f"grid {text!r}; expected rows x columns, as in 2x2")
+    return Grid(int(rows), int(columns))
+
+
 def rects(type_: Any, tokens: Sequence[Any]) -> tuple[Rect, ...]:
     """Read `100:180,40:200`, repeated."""
-    found = []
-    for token in tokens:
-        parts = token.value.split(",")
-        if len(parts) != 2:
-            raise TomoscaleError(f"rectangle {token.value!r}; expected r0:r1,c0:c1")
-        found.append(Rect(*map(span, parts)))
-    return tuple(found)
+    return tuple(rect(token.value) for token in tokens)
 
 
 def memory_bytes(text: str) -> int:

@@ -16,6 +16,7 @@ from tomoscale.call import tally
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
 from tomoscale.objects import Stored
+from tomoscale.parts import StoredParts
 from tomoscale.result import Pass
 from tomoscale.schedule import retried
 
@@ -108,6 +109,14 @@ def peak_bytes() -> int:
 def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
     """Compute one part of a small result."""
     return np.asarray(retried(compute, graph, [key])[0])
+
+
+def keep_part(graph: dict[Any, Any], key: Any, stored: StoredParts, number: int) -> int:
+    """Compute one part of a pass and keep it; return the memory that the worker took."""
+    with buffers.reused():
+        arrays = retried(compute, graph, [key])[0]
+    retried(stored.write, number, arrays)
+    return peak_bytes()
 
 
 def compute(graph: dict[Any, Any], keys: list[Any]) -> Any:

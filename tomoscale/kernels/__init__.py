@@ -18,6 +18,10 @@ _HOME = {
     "normalise": "_clean_frames",
     "replace_pixels": "_hot_pixels",
     "normalise_rint": "_clean_frames",
+    "find_components": "_runs",
+    "join_voxels": "_runs",
+    "grow": "_growth",
+    "paint": "_growth",
 }
 
 __all__ = [*_HOME, "reference"]  # noqa: PLE0604
