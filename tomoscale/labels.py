@@ -1,9 +1,9 @@
 """
 Components that cross block faces: which parts of which blocks are one.
 
-Every block numbers its components from 0 and lists the voxels on its open faces (`shell`). Joined by neighbouring voxels,
-in any of the three axes, over edges and corners too, they become components of the volume. Nothing else of the blocks
-takes part, so that joining costs no more than their surface.
+Every block numbers its components from 0 and lists the voxels on its open faces (`shell`). Joined by neighbouring
+voxels, in any of the three axes, over edges and corners too, they become components of the volume. Nothing else of the
+blocks takes part, so that joining costs no more than their surface.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def in_volume(index: NDArray, window: Window, shape: Sequence[int]) -> NDArray[n
     _, rows, columns = (s.stop - s.start for s in window)
     line, column = np.divmod(index, columns)
     frame, row = np.divmod(line, rows)
-    return ((frame + window[0].start) * shape[1] + row + window[1].start) * shape[2] + column + window[2].start
+    return (
+        ((frame + window[0].start) * shape[1] + row + window[1].start) * shape[2] + column + window[2].start
+    )
 
 
 def join(
@@ -95,5 +97,7 @@ def join(
     )
     order = np.argsort(index, kind="stable")
     whole = (int(shape[0]), int(shape[1]), int(shape[2]))
-    root: Any = kernels.join_voxels(index[order], component[order], int(offset[-1]), whole, connectivity, wrap)
+    root: Any = kernels.join_voxels(
+        index[order], component[order], int(offset[-1]), whole, connectivity, wrap
+    )
     return Joined(offset, root)

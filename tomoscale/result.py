@@ -145,7 +145,9 @@ class Result:
 
     def _made(self) -> list[Any]:
         """Return all lazy values of the result."""
-        return [v for v in (*self.lazy.values(), *self.once.values(), *self.tables.values()) if hasattr(v, "dask")]
+        return [
+            v for v in (*self.lazy.values(), *self.once.values(), *self.tables.values()) if hasattr(v, "dask")
+        ]
 
     def graph(self) -> dict[Any, Any]:
         """Return the tasks of all lazy arrays."""

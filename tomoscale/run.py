@@ -195,9 +195,7 @@ class _Writing:
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
                 with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
 
-                    def done(
-                        task: Task, part: Any, made: Any = made, progress: Progress = progress
-                    ) -> None:
+                    def done(task: Task, part: Any, made: Any = made, progress: Progress = progress) -> None:
                         made[task.label] = part
                         progress.advance()
 
