@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import cc3d
@@ -37,9 +38,7 @@ def crowd(edge: int, n_blobs: int) -> NDArray[np.float32]:
         half = rng.uniform(2, 6, 3)
         reach = np.ceil(2 * half).astype(int)
         centre = rng.integers(0, edge, 3)
-        window = tuple(
-            slice(max(0, c - r), min(edge, c + r + 1)) for c, r in zip(centre, reach, strict=True)
-        )
+        window = tuple(slice(max(0, c - r), min(edge, c + r + 1)) for c, r in zip(centre, reach, strict=True))
         away = np.meshgrid(
             *(np.arange(w.start, w.stop) - c for w, c in zip(window, centre, strict=True)), indexing="ij"
         )
@@ -50,7 +49,7 @@ def crowd(edge: int, n_blobs: int) -> NDArray[np.float32]:
 
 def scipy_loop(frames: NDArray) -> Any:
     """The reference as people write it: label, then look at the box of every component."""
-    labels, n = ndimage.label(frames >= C_MIN)
+    labels, _ = ndimage.label(frames >= C_MIN)
     rows = []
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         inside = labels[box] == number
@@ -144,7 +143,7 @@ def mvoxel_per_s(method: Callable[[NDArray], Any], frames: NDArray, repeat: int 
 def main() -> None:
     print(f"{llvmlite.binding.get_host_cpu_name()}, Python {platform.python_version()}, one core")
     print(f"numpy {np.__version__}, numba {numba.__version__}, scipy {scipy.__version__}, ", end="")
-    print(f"scikit-image {skimage.__version__}, cc3d {cc3d.__version__}\n")
+    print(f"scikit-image {skimage.__version__}, cc3d {version('connected-components-3d')}\n")
     frames = crowd(512, 2000)
     _, table = ours(frames[:16]), ours(frames)[1]
     print(f"512^3 float32, {len(table):,} blobs, {(frames >= C_MIN).mean():.2%} of the voxels above c_min")

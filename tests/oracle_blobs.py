@@ -90,7 +90,13 @@ def row_of(values, blob, box, peak, top, n_seed, label, owner):
     where = np.argwhere(blob)
     where[:, 0] += np.where(where[:, 0] < box[0][0], len(values), 0)
     weight = values[blob]
-    row = {"label": label, "peak": peak, "voxels": len(where), "intensity": weight.sum(), "seed_voxels": n_seed}
+    row = {
+        "label": label,
+        "peak": peak,
+        "voxels": len(where),
+        "intensity": weight.sum(),
+        "seed_voxels": n_seed,
+    }
     row |= dict(zip(("peak_frame", "peak_row", "peak_column"), map(int, np.unravel_index(top, values.shape)),
                     strict=True))  # fmt: skip
     axes = ("frame", "row", "column")

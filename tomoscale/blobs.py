@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tomoscale import blocks, bricks, growth, noise, parts, tally
+from tomoscale import blocks, bricks, growth, noise, parts, table, tally
 from tomoscale.blocks import Field, Index
 from tomoscale.errors import TomoscaleError
-from tomoscale.growth import AXES, FATES, WHO, Rules
+from tomoscale.growth import WHO, Rules
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Rect, Shape3, Share, Volume
 
@@ -126,7 +125,7 @@ def segment(
     _check(**levels, literal=range == "literal")
     _check_sizes(min_size, max_size)
     _check_exclude(exclude, shape)
-    largest = max_size or tuple(np.iinfo(np.int64).max for _ in AXES)
+    largest = max_size or tuple(np.iinfo(np.int64).max for _ in shape)
     how = _growth(levels, tau, range, min_seed_voxels, (min_size, largest), connectivity, overlaps, wrap)
     rules = _plan(frames, how, exclude)
     omega = _omega_of(frames, shape[0])
@@ -158,13 +157,13 @@ def _check(*, seed_threshold: float, c_min: float, c_max: float, literal: bool) 
         )
     if literal and c_max < seed_threshold:
         raise TomoscaleError(
-            f"{WHO}: c_max={c_max:g} is below seed_threshold={seed_threshold:g}: with range='literal' no seed is part of "
-            "its blob; raise c_max, or take range='clip'"
+            f"{WHO}: c_max={c_max:g} is below seed_threshold={seed_threshold:g}: with range='literal' no seed is part "
+            "of its blob; raise c_max, or take range='clip'"
         )
 
 
 def _check_sizes(smallest: tuple[int, ...], largest: tuple[int, ...] | None) -> None:
-    for axis, low, high in zip(AXES, smallest, largest or smallest, strict=True):
+    for axis, low, high in zip(table.AXES, smallest, largest or smallest, strict=True):
         if low > high:
             raise TomoscaleError(f"{WHO}: min_size {low} exceeds max_size {high} along the {axis}s")
 
@@ -229,7 +228,7 @@ def _lay_out(frames: Any, rules: Rules, omega: Any, sigma: float | None) -> Blob
     grown = kept(
         growth.grow_blobs, lambda n: (n, rules), cut.count, small=[found, joined], scratch=rules.gather_bytes
     )
-    numbered = kept(growth.number_blobs, lambda n: (rules,), 1, small=[grown], scratch=rules.join_bytes)
+    numbered = kept(table.number_blobs, lambda n: (rules,), 1, small=[grown], scratch=rules.join_bytes)
 
     def arguments(index: Index) -> tuple[Any, ...]:
         return int(np.ravel_multi_index(index, cut.grid)), rules
@@ -246,7 +245,7 @@ def _lay_out(frames: Any, rules: Rules, omega: Any, sigma: float | None) -> Blob
         prepare=functools.partial(prepare, frames.dtype, rules.how),
     )
     angles = None if omega is None else omega.whole().astype(np.float64)
-    return Blobs(labels, parts.derived(table_of, numbered, rules, angles, sigma))
+    return Blobs(labels, parts.derived(table.table_of, numbered, rules, angles, sigma))
 
 
 def prepare(dtype: np.dtype, how: Any) -> None:
@@ -258,104 +257,4 @@ def prepare(dtype: np.dtype, how: Any) -> None:
     found = [growth.find_components(scan, 0, rules)]
     joined = [growth.join_components(rules, found)]
     grown = [growth.grow_blobs(0, rules, found, joined)]
-    growth.paint_labels(0, rules, grown, joined, [growth.number_blobs(rules, grown)])
-
-
-# ---------------------------------------------------------------- table
-
-
-def table_of(rules: Rules, omega: np.ndarray | None, sigma: float | None, numbered: Any) -> Any:
-    """
-    Return the table of blobs.
-
-    Parameters
-    ----------
-    rules : Rules
-        Shape of the scan, thresholds.
-    omega : (frame,), optional
-        Degrees.
-    sigma : float, optional
-        Noise, where thresholds are multiples of it.
-    numbered : sequence of mapping
-        Its only item is what `growth.number_blobs` returned.
-
-    Returns
-    -------
-    pyarrow.Table
-        One row per blob; what holds for all of them, and the brightest rejected seeds, in its metadata.
-    """
-    import pyarrow as pa
-
-    rows, shape = numbered[0], rules.bricks.shape
-    integers, sums = rows["integers"], rows["sums"]
-    peak = dict(zip(AXES, np.unravel_index(rows["index"], shape), strict=True))
-    columns: dict[str, Any] = {
-        "label": np.arange(1, len(integers) + 1, dtype=np.uint32),
-        "peak": rows["peak"],
-        **{f"peak_{a}": peak[a].astype(np.int64) for a in AXES},
-        "voxels": integers[:, 1],
-    }
-    for i, axis in enumerate(AXES):
-        columns[f"{axis}_min"], columns[f"{axis}_max"] = integers[:, 2 + 2 * i], integers[:, 3 + 2 * i]
-    columns["intensity"] = sums[:, 0]
-    way = sums[:, 1:4] / sums[:, :1]
-    for i, axis in enumerate(AXES):
-        top = peak[axis] + np.where(peak[axis] < columns[f"{axis}_min"], shape[i], 0)
-        columns[axis] = top + way[:, i]
-    columns["omega"] = _angle_at(columns["frame"], omega)
-    columns |= _second_moments(sums, way)
-    columns["seed_voxels"] = integers[:, 0]
-    columns["touches_border"] = _touches_border(integers, shape, rules.how.wrap)
-    columns["absorbed_into"] = rows["absorbed_into"].astype(np.uint32)
-    found = json.dumps({"blobs": found_of(rules, sigma, rows)})
-    return pa.table(columns).replace_schema_metadata({"tomoscale": found})
-
-
-def _angle_at(frame: np.ndarray, omega: np.ndarray | None) -> Any:
-    """Return degrees at a frame and its fraction, going on evenly beyond the last one; nulls without angles."""
-    if omega is None:
-        import pyarrow as pa
-
-        return pa.nulls(len(frame), pa.float64())
-    step = (omega[-1] - omega[0]) / max(1, len(omega) - 1)
-    beyond = np.maximum(0, frame - (len(omega) - 1))
-    return np.interp(frame, np.arange(len(omega)), omega) + beyond * step
-
-
-def _second_moments(sums: np.ndarray, way: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the intensity-weighted second central moments, in squares of pixels and frames."""
-    pairs = [(a, b) for a in (0, 1, 2) for b in (0, 1, 2) if a <= b]
-    return {
-        f"moment_{AXES[a]}_{AXES[b]}": sums[:, 4 + i] / sums[:, 0] - way[:, a] * way[:, b]
-        for i, (a, b) in enumerate(pairs)
-    }
-
-
-def _touches_border(integers: np.ndarray, shape: tuple[int, ...], wrap: bool) -> np.ndarray:
-    ends = [(integers[:, 2 + 2 * i] == 0) | (integers[:, 3 + 2 * i] >= n) for i, n in enumerate(shape)]
-    return np.any(ends[1:] if wrap else ends, axis=0)
-
-
-def found_of(rules: Rules, sigma: float | None, rows: Any) -> dict[str, Any]:
-    """Return what holds for all blobs: thresholds in counts, how many seeds were rejected why, the brightest of them."""
-    boxes, fates = rows["rejected_integers"], rows["rejected_fate"]
-    places = np.stack(np.unravel_index(rows["rejected_index"], rules.bricks.shape), 1)
-    rejected = [
-        {
-            "reason": FATES[fate], "peak": peak, "position": place, "seed_voxels": box[0], "voxels": box[1],
-            "box": [[box[2], box[3]], [box[4], box[5]], [box[6], box[7]]],
-        }
-        for fate, peak, place, box in zip(
-            fates.tolist(), rows["rejected_peak"].tolist(), places.tolist(), boxes.tolist(), strict=True
-        )
-    ]  # fmt: skip
-    how = rules.how
-    return {
-        "thresholds": {
-            "seed_threshold": how.seed, "c_min": how.c_min, "c_max": None if math.isinf(how.c_max) else how.c_max,
-            "sigma": sigma,
-        },
-        "count": int(rows["fates"][0]),
-        "rejected": dict(zip(FATES[1:], rows["fates"][1:].tolist(), strict=True)),
-        "brightest_rejected": rejected,
-    }  # fmt: skip
+    growth.paint_labels(0, rules, grown, joined, [table.number_blobs(rules, grown)])

@@ -120,8 +120,9 @@ def cut(
     edges = stored
     if cost(edges) > block_bytes:
         raise TomoscaleError(
-            f"{who}: the smallest block of a volume {shape} in chunks {tuple(chunks)} costs {human_bytes(cost(edges))}, "
-            f"{human_bytes(block_bytes)} are allowed; try a larger --memory, or lay it out with `tomoscale convert`"
+            f"{who}: the smallest block of a volume {shape} in chunks {tuple(chunks)} costs "
+            f"{human_bytes(cost(edges))}, {human_bytes(block_bytes)} are allowed; try a larger --memory, or lay it "
+            "out with `tomoscale convert`"
         )
     enough = BLOCKS_PER_THREAD * threads if threads > 1 else 1
     growing = True

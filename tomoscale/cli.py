@@ -18,7 +18,7 @@ from cyclopts import App, Parameter
 
 from tomoscale import TOPICS, lock, presets, sweep
 from tomoscale._version import __version__
-from tomoscale.errors import InterruptedRunError, TomoscaleError, bad_input
+from tomoscale.errors import InterruptedRunError, TomoscaleError
 from tomoscale.how import How, HowChosen, HowTried, execute
 from tomoscale.parameters import Grid, Rect, Span, Volume, members
 from tomoscale.signals import interruptible

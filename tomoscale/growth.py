@@ -22,13 +22,8 @@ from tomoscale.parameters import Rect
 from tomoscale.progress import human_bytes
 
 WHO = "blobs.segment"
-FATES = ("kept", "too few seed voxels", "above c_max", "absorbed", "too small", "too large")
-SHOWN = 50
-"""Rejected seeds that are listed for every reason, the brightest."""
 PERCOLATING = 1 << 17
 """Voxels from which a component that holds most of the foreground is no blob."""
-BYTES_PER_SEED = 400
-AXES = ("frame", "row", "column")
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def find_components(frames: np.ndarray, number: int, rules: Rules) -> dict[str, 
     if found is None or found.voxels.sum() > rules.most_gathered:
         place = ", ".join(f"{s.start}:{s.stop}" for s in window)
         raise TomoscaleError(
-            f"{WHO}: too much of [{place}] is at least c_min={how.c_min:g}; blobs would melt into one another: raise c_min"
+            f"{WHO}: too much of [{place}] is at least c_min={how.c_min:g}; blobs would melt together: raise c_min"
         )
     return {
         **{
@@ -151,9 +146,9 @@ def join_components(rules: Rules, found: Sequence[Any]) -> dict[str, np.ndarray]
     n_shell = sum(len(i) for i, _ in shells)
     if n_shell * labels.BYTES_PER_SHELL_VOXEL > rules.join_bytes:
         raise TomoscaleError(
-            f"{WHO}: {n_shell:,} voxels on the faces of blocks are at least c_min={rules.how.c_min:g}; joining them takes "
-            f"{human_bytes(n_shell * labels.BYTES_PER_SHELL_VOXEL)} of {human_bytes(rules.join_bytes)}: raise c_min, or "
-            "give a larger --memory"
+            f"{WHO}: {n_shell:,} voxels on the faces of blocks are at least c_min={rules.how.c_min:g}; joining them "
+            f"takes {human_bytes(n_shell * labels.BYTES_PER_SHELL_VOXEL)} of {human_bytes(rules.join_bytes)}: raise "
+            "c_min, or give a larger --memory"
         )
     joined = labels.join(
         [len(part["voxels"]) for part in found],
@@ -191,8 +186,8 @@ def _check_percolation(rules: Rules, sizes: np.ndarray, foreground: int) -> None
     largest = int(sizes.max(initial=0))
     if largest > max(PERCOLATING, foreground // 2) and largest > volume_of(_whole(rules)) // 100:
         raise TomoscaleError(
-            f"{WHO}: c_min={rules.how.c_min:g} percolates: one component holds {largest:,} of the {foreground:,} voxels "
-            "above it; raise c_min"
+            f"{WHO}: c_min={rules.how.c_min:g} percolates: one component holds {largest:,} of the {foreground:,} "
+            "voxels above it; raise c_min"
         )
 
 
@@ -210,7 +205,7 @@ def grow_blobs(
     sparse = _gather(number, rules, found, joined[0])
     if sparse is None:
         return {}
-    return kernels.grow(sparse, rules.bricks.shape, rules.how)._asdict()
+    return dict(kernels.grow(sparse, rules.bricks.shape, rules.how)._asdict())
 
 
 def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any:
@@ -260,64 +255,7 @@ def _reordered(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np
     return values[np.arange(len(values)) + np.repeat(shift, moved)]
 
 
-# ---------------------------------------------------------------- D: one order for all
-
-
-def number_blobs(rules: Rules, grown: Sequence[Any]) -> dict[str, np.ndarray]:
-    """
-    Number the blobs by descending maximum, of equals the smaller index first.
-
-    Returns the rows of all blobs in this order, the label of every seed of every block, and of the rejected seeds
-    how many there are and the brightest.
-    """
-    parts = [_rows(part) for part in grown]
-    counts = [len(p["peak"]) for p in parts]
-    if sum(counts) * BYTES_PER_SEED > rules.join_bytes:
-        raise TomoscaleError(
-            f"{WHO}: {sum(counts):,} seeds need {human_bytes(sum(counts) * BYTES_PER_SEED)} of "
-            f"{human_bytes(rules.join_bytes)}: raise seed_threshold or min_seed_voxels, or give a larger --memory"
-        )
-    rows = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
-    offset = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    order = np.lexsort((rows["index"], -rows["peak"]))
-    blobs = order[rows["fate"][order] == 0]
-    if len(blobs) > np.iinfo(np.uint32).max:
-        raise TomoscaleError(f"{WHO}: {len(blobs):,} blobs; labels count to {np.iinfo(np.uint32).max:,}")
-    label = np.zeros(len(order), np.uint32)
-    label[blobs] = np.arange(1, len(blobs) + 1)
-    owner = np.where(rows["owner"] >= 0, rows["owner"] + np.repeat(offset[:-1], counts), -1)
-    owner_label = np.where(owner >= 0, label[owner] if len(label) else 0, 0)
-    kept = {n: rows[n][blobs] for n in ("peak", "index", "integers", "sums")}
-    kept["absorbed_into"] = np.where(owner_label[blobs] == label[blobs], 0, owner_label[blobs])
-    rejected = [order[rows["fate"][order] == f][:SHOWN] for f in range(1, len(FATES))]
-    shown = np.concatenate(rejected)
-    return {
-        **kept,
-        "offset": offset,
-        "label": label,
-        "fates": np.bincount(rows["fate"], minlength=len(FATES)),
-        **{f"rejected_{n}": rows[n][shown] for n in ("fate", "peak", "index", "integers")},
-    }
-
-
-_EMPTY = {
-    "fate": np.empty(0, np.int8),
-    "peak": np.empty(0),
-    "index": np.empty(0, np.int64),
-    "owner": np.empty(0, np.int32),
-    "integers": np.empty((0, 8), np.int64),
-    "sums": np.empty((0, 10)),
-}
-
-
-def _rows(part: Any) -> dict[str, np.ndarray]:
-    try:
-        return {name: part[name] for name in _EMPTY}
-    except KeyError:  # nothing was at home there
-        return _EMPTY
-
-
-# ---------------------------------------------------------------- E: the label volume
+# ---------------------------------------------------------------- D is `table.number_blobs`; E: the label volume
 
 
 def paint_labels(

@@ -1,9 +1,9 @@
 """
 Components that cross block faces: which parts of which blocks are one.
 
-Every block numbers its components from 0 and lists the voxels on its open faces (`shell`). Joined by neighbouring voxels,
-in any of the three axes, over edges and corners too, they become components of the volume. Nothing else of the blocks
-takes part, so that joining costs no more than their surface.
+Every block numbers its components from 0 and lists the voxels on its open faces (`shell`). Joined by neighbouring
+voxels, in any of the three axes, over edges and corners too, they become components of the volume. Nothing else of the
+blocks takes part, so that joining costs no more than their surface.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class StoredParts:
         path = self.path(number)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
         with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -19,9 +19,9 @@ _HOME = {
     "replace_pixels": "_hot_pixels",
     "normalise_rint": "_clean_frames",
     "find_components": "_runs",
-    "join_voxels": "_runs",
+    "join_voxels": "_union",
     "grow": "_growth",
-    "paint": "_growth",
+    "paint": "_paint",
 }
 
 __all__ = [*_HOME, "reference"]  # noqa: PLE0604

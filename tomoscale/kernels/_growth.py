@@ -1,9 +1,8 @@
 """
 Growth of blobs over sparse voxels: seeds, then one flood per seed, from the brightest to the faintest.
 
-A flood spreads by stretches of a run, not by voxels: a stretch looks once into each neighbouring line. Sums are taken
-about the maximum, in the order in which the flood reached the stretches, which depends on the voxels alone: so they are
-the same bits wherever the blocks were cut.
+Sums are taken about the maximum, in the order in which the flood reached the stretches, which depends on the voxels
+alone: so they are the same bits wherever the blocks were cut.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._compile import compiled, inlined, part
+from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._flood import flood, neighbours
+from tomoscale.kernels._paint import owned
 
 KEPT, FEW_VOXELS, ABOVE_C_MAX, ABSORBED, SMALL, LARGE = range(6)
 """What became of a seed."""
@@ -54,7 +55,7 @@ class Grown(NamedTuple):
         KEPT, or why not.
     peak : (seed,) float64
         Maximum.
-    index : (seed,) int64
+    place : (seed,) int64
         Linear index of the maximum in the scan.
     owner : (seed,) int32
         Seed that owns the maximum, or -1.
@@ -68,7 +69,7 @@ class Grown(NamedTuple):
 
     fate: NDArray[np.int8]
     peak: NDArray[np.float64]
-    index: NDArray[np.int64]
+    place: NDArray[np.int64]
     owner: NDArray[np.int32]
     integers: NDArray[np.int64]
     sums: NDArray[np.float64]
@@ -135,7 +136,7 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     pointer = np.append(np.flatnonzero(opening), len(line))
     lines = line[pointer[:-1]]
     offset = np.concatenate([[0], np.cumsum(stop - start, dtype=np.int64)])
-    near = _neighbours(component[pointer[:-1]], lines, shape[0], shape[1], how.connectivity == 26, how.wrap)
+    near = neighbours(component[pointer[:-1]], lines, shape[0], shape[1], how.connectivity == 26, how.wrap)
     stamp = np.zeros(len(values), np.int32)
     queue = np.empty((len(values), 4), np.int32)
     net = (lines, pointer, start, stop, offset, values, near, int(how.connectivity == 26))
@@ -151,98 +152,7 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     fate, integers, sums = _grow_all(net, *at, peak, count, low, high, how.min_seed_voxels, how.sizes, how.claim,
                                      how.wrap, shape[0], shape[1], stamp, owner, queue)  # fmt: skip
     index = lines[at[0]] * shape[2] + at[1]
-    return Grown(fate, peak, index, owner[at[2]], integers, sums, *_owned(line, start, stop, owner))
-
-
-@compiled
-def _neighbours(component, lines, n_frames, n_rows, diagonal, wrap):  # type: ignore[no-untyped-def]
-    """Return the places of the neighbouring lines of the same component, -1 for none; the order is fixed."""
-    near = np.full((len(lines), 8), -1, np.int32)
-    k = 0
-    for dz in range(-1, 2):
-        for dy in range(-1, 2):
-            if (dz == 0 and dy == 0) or (dz and dy and not diagonal):
-                continue
-            for around in range(2 if wrap and dz and n_frames > 1 else 1):
-                jump = dz * n_rows + dy - (dz * n_frames * n_rows if around else 0)
-                j = 0
-                for i in range(len(lines)):
-                    z, y = lines[i] // n_rows, lines[i] % n_rows
-                    outside = not 0 <= z + dz < n_frames
-                    if outside != (around == 1) or not 0 <= y + dy < n_rows:
-                        continue
-                    wanted = lines[i] + jump
-                    own = component[i]
-                    while j < len(lines) and (
-                        component[j] < own or (component[j] == own and lines[j] < wanted)
-                    ):
-                        j += 1
-                    if j < len(lines) and component[j] == own and lines[j] == wanted:
-                        near[i, k] = j
-            k += 1
-    return near[:, :k].copy()
-
-
-@inlined
-def _is_in(values, v, low, high, stamp, me, owner, claim):  # type: ignore[no-untyped-def]
-    value = values[v]
-    return low <= value and value <= high and stamp[v] != me and not (claim and owner[v] >= 0)
-
-
-@inlined
-def _push(start, stop, offset, values, run, at, x, low, high, stamp, me, owner, claim, queue, n):  # type: ignore[no-untyped-def]
-    """Add the stretch around a voxel: all of its run that is in range."""
-    shift = offset[run] - start[run]
-    first = x
-    while first > start[run] and _is_in(values, shift + first - 1, low, high, stamp, me, owner, claim):
-        first -= 1
-    last = x + 1
-    while last < stop[run] and _is_in(values, shift + last, low, high, stamp, me, owner, claim):
-        last += 1
-    for v in range(shift + first, shift + last):
-        stamp[v] = me
-    queue[n, 0], queue[n, 1], queue[n, 2], queue[n, 3] = at, first, last, run
-    return last
-
-
-@part
-def _flood(net, run, at, x, low, high, stamp, me, owner, claim, queue):  # type: ignore[no-untyped-def]
-    """Fill the queue with all stretches that connect to a voxel; return their number."""
-    pointer, start, stop, offset, values, near, reach = net[1], net[2], net[3], net[4], net[5], net[6], net[7]
-    _push(start, stop, offset, values, run, at, x, low, high, stamp, me, owner, claim, queue, 0)
-    n, k = 1, 0
-    while k < n:
-        here = queue[k, 0]
-        a, b = queue[k, 1] - reach, queue[k, 2] + reach
-        k += 1
-        for side in range(near.shape[1]):
-            other = near[here, side]
-            if other < 0:
-                continue
-            r, end = pointer[other], pointer[other + 1]
-            if end - r > 8:
-                low_run, high_run = r, end
-                while low_run < high_run:
-                    middle = (low_run + high_run) // 2
-                    if stop[middle] <= a:
-                        low_run = middle + 1
-                    else:
-                        high_run = middle
-                r = low_run
-            while r < end and start[r] < b:
-                shift = offset[r] - start[r]
-                c = max(a, start[r])
-                c_end = min(b, stop[r])
-                while c < c_end:
-                    if _is_in(values, shift + c, low, high, stamp, me, owner, claim):
-                        c = _push(
-                            start, stop, offset, values, r, other, c, low, high, stamp, me, owner, claim, queue, n
-                        )  # fmt: skip
-                        n += 1
-                    else:
-                        c += 1
-                r += 1
-    return n
+    return Grown(fate, peak, index, owner[at[2]], integers, sums, *owned(line, start, stop, owner))
 
 
 @compiled
@@ -260,7 +170,7 @@ def _seeds(net, seed, stamp, queue):  # type: ignore[no-untyped-def]
                 if values[shift + x] < seed or stamp[shift + x] != 0:
                     continue
                 me -= 1
-                n = _flood(net, run, at, x, seed, np.inf, stamp, me, owner, False, queue)
+                n = flood(net, run, at, x, seed, np.inf, stamp, me, owner, False, queue)
                 top, voxel, line, column, count = -np.inf, np.int64(-1), np.int64(0), np.int64(0), np.int64(0)
                 for k in range(n):
                     from_start = offset[queue[k, 3]] - start[queue[k, 3]]
@@ -288,7 +198,7 @@ def _grow_all(  # type: ignore[no-untyped-def]
     net, at_line, at_column, at_voxel, peak, seed_voxels, low, high, min_seed_voxels, sizes, claim, wrap,
     n_frames, n_rows, stamp, owner, queue,
 ):  # fmt: skip
-    lines, pointer, start, stop, offset, values = net[0], net[1], net[2], net[3], net[4], net[5]
+    lines, pointer, start, stop, offset = net[0], net[1], net[2], net[3], net[4]
     n_seeds = len(peak)
     fate = np.zeros(n_seeds, np.int8)
     integers = np.zeros((n_seeds, 8), np.int64)
@@ -313,7 +223,7 @@ def _grow_all(  # type: ignore[no-untyped-def]
         while stop[run] <= x0:
             run += 1
         me = np.int32(b + 1)
-        n = _flood(net, run, at_line[b], x0, low[b], high[b], stamp, me, owner, claim, queue)
+        n = flood(net, run, at_line[b], x0, low[b], high[b], stamp, me, owner, claim, queue)
         box = integers[b]
         first = _box_of(lines, queue, n, n_rows, n_frames, wrap, seen, me, box)
         _sum_up(net, queue, n, n_rows, n_frames, first, z0, y0, x0, box, sums[b])
@@ -384,42 +294,3 @@ def _sum_up(net, queue, n, n_rows, n_frames, first, z0, y0, x0, box, sums):  # t
         sums[8] += sx * r
         sums[9] += sxx
     box[1] = voxels
-
-
-@compiled
-def _owned(line, start, stop, owner):  # type: ignore[no-untyped-def]
-    """Return the stretches of one owner."""
-    count = 0
-    v = 0
-    for run in range(len(line)):
-        before = -1
-        for _ in range(start[run], stop[run]):
-            count += owner[v] >= 0 and owner[v] != before
-            before = owner[v]
-            v += 1
-    lines = np.empty(count, np.int64)
-    starts, stops, of = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
-    n = -1
-    v = 0
-    for run in range(len(line)):
-        before = -1
-        for x in range(start[run], stop[run]):
-            if owner[v] >= 0:
-                if owner[v] != before:
-                    n += 1
-                    lines[n], starts[n], of[n] = line[run], x, owner[v]
-                stops[n] = x + 1
-            before = owner[v]
-            v += 1
-    return lines, starts, stops, of
-
-
-@compiled
-def paint(labels, line, start, stop, of, number, first_frame, first_row, first_column, n_rows):  # type: ignore[no-untyped-def]
-    """Write the labels of stretches into a block of the label volume that starts at a frame, row and column."""
-    frames, rows, columns = labels.shape
-    for i in range(len(line)):
-        z, y = line[i] // n_rows - first_frame, line[i] % n_rows - first_row
-        if 0 <= z < frames and 0 <= y < rows:
-            for x in range(max(0, start[i] - first_column), min(columns, stop[i] - first_column)):
-                labels[z, y, x] = number[of[i]]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._union import root_of, unite
 
 _AT_ONCE = 64
 """Voxels that are looked at together while nothing is above the threshold: 64 beats 16 and 256 in bench_blobs."""
@@ -88,7 +89,7 @@ def find_components(
         None if there are more runs, or more voxels to keep, than `scratch_bytes` allows for.
     """
     voxels, steps = rows_of(frames)
-    n_lines, n_rows, n_columns = frames.shape[0] * frames.shape[1], frames.shape[1], frames.shape[2]
+    n_lines, n_rows = frames.shape[0] * frames.shape[1], frames.shape[1]
     low, high = at_least(threshold, frames.dtype), at_least(seed, frames.dtype)
     if low is None or not frames.size:
         return _empty(frames.dtype)
@@ -113,8 +114,10 @@ def find_components(
     number = np.cumsum(kept, dtype=np.int32) - 1
     number[~kept] = -1
     found = _compact(voxels, steps, frames.shape[1], start, stop, pointer, component, number, n_voxels)
-    return Found(*found, (flags[kept] & 1).astype(bool), sizes[kept], *_shell(found, frames.shape, faces),
-                 int(sizes.sum()))  # fmt: skip
+    line, first, last, of, values = found
+    seeded = (flags[kept] & 1).astype(bool)
+    shell, shell_of = _shell(found, frames.shape, faces)
+    return Found(line, first, last, of, values, seeded, sizes[kept], shell, shell_of, int(sizes.sum()))
 
 
 def at_least(threshold: float, dtype: np.dtype) -> Any:
@@ -185,28 +188,10 @@ def _find_runs(voxels, steps, shape, low, start, stop, pointer):  # type: ignore
 
 
 @part
-def _root(parent, i):  # type: ignore[no-untyped-def]
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@part
-def _union(parent, a, b):  # type: ignore[no-untyped-def]
-    """Join two sets; the smaller number stays the root, so that a root is its set's first run."""
-    a, b = _root(parent, a), _root(parent, b)
-    if a < b:
-        parent[b] = a
-    elif b < a:
-        parent[a] = b
-
-
-@part
 def _join_lines(start, stop, i, i_end, j, j_end, reach, parent):  # type: ignore[no-untyped-def]
     while i < i_end and j < j_end:
         if start[i] < stop[j] + reach and start[j] < stop[i] + reach:
-            _union(parent, i, j)
+            unite(parent, i, j)
         if stop[i] < stop[j]:
             i += 1
         else:
@@ -246,7 +231,7 @@ def _describe(voxels, steps, shape, start, stop, pointer, parent, seed, faces): 
             or (y == n_rows - 1 and faces[1, 1])
         )
         for i in range(pointer[line], pointer[line + 1]):
-            root = _root(parent, i)
+            root = root_of(parent, i)
             if root == i:
                 component[i] = n
                 n += 1
@@ -325,44 +310,3 @@ def _shell_voxels(lines, starts, stops, components, n_frames, n_rows, n_columns,
                     of[n] = components[i]
                 n += 1
     return n
-
-
-@compiled
-def join_voxels(index, component, n_components, shape, connectivity, wrap):  # type: ignore[no-untyped-def]
-    """
-    Join components by neighbouring voxels, given as sorted linear indices of a volume.
-
-    Returns the smallest component of every component's set.
-    """
-    n_frames, n_rows, n_columns = shape
-    parent = np.arange(n_components)
-    for dz in range(2):
-        for dy in range(-1 if dz else 0, 2):
-            for dx in range(-1 if dz or dy else 0, 2):
-                steps = dz + abs(dy) + abs(dx)
-                if steps == 0 or (connectivity == 6 and steps > 1):
-                    continue
-                _join_offset(index, component, n_frames, n_rows, n_columns, dz, dy, dx, False, parent)
-                if wrap and dz and n_frames > 1:
-                    _join_offset(index, component, n_frames, n_rows, n_columns, dz, dy, dx, True, parent)
-    for i in range(n_components):
-        parent[i] = _root(parent, i)
-    return parent
-
-
-@part
-def _join_offset(index, component, n_frames, n_rows, n_columns, dz, dy, dx, around, parent):  # type: ignore[no-untyped-def]
-    """Walk two pointers over the voxels: the neighbours of sorted voxels are sorted as well."""
-    plane = n_rows * n_columns
-    jump = dz * plane + dy * n_columns + dx - (n_frames * plane if around else 0)
-    j = 0
-    for i in range(len(index)):
-        z, inside = index[i] // plane, index[i] % plane
-        y, x = inside // n_columns, inside % n_columns
-        if (z + dz >= n_frames) != around or not 0 <= y + dy < n_rows or not 0 <= x + dx < n_columns:
-            continue
-        wanted = index[i] + jump
-        while j < len(index) and index[j] < wanted:
-            j += 1
-        if j < len(index) and index[j] == wanted:
-            _union(parent, component[i], component[j])

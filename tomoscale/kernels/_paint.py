@@ -1,0 +1,46 @@
+"""Labels of voxels from the stretches of their owners."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tomoscale.kernels._compile import compiled
+
+
+@compiled
+def owned(line, start, stop, owner):  # type: ignore[no-untyped-def]
+    """Return the stretches of one owner."""
+    count = 0
+    v = 0
+    for run in range(len(line)):
+        before = -1
+        for _ in range(start[run], stop[run]):
+            count += owner[v] >= 0 and owner[v] != before
+            before = owner[v]
+            v += 1
+    lines = np.empty(count, np.int64)
+    starts, stops, of = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
+    n = -1
+    v = 0
+    for run in range(len(line)):
+        before = -1
+        for x in range(start[run], stop[run]):
+            if owner[v] >= 0:
+                if owner[v] != before:
+                    n += 1
+                    lines[n], starts[n], of[n] = line[run], x, owner[v]
+                stops[n] = x + 1
+            before = owner[v]
+            v += 1
+    return lines, starts, stops, of
+
+
+@compiled
+def paint(labels, line, start, stop, of, number, first_frame, first_row, first_column, n_rows):  # type: ignore[no-untyped-def]
+    """Write the labels of stretches into a block of the label volume that starts at a frame, row and column."""
+    frames, rows, columns = labels.shape
+    for i in range(len(line)):
+        z, y = line[i] // n_rows - first_frame, line[i] % n_rows - first_row
+        if 0 <= z < frames and 0 <= y < rows:
+            for x in range(max(0, start[i] - first_column), min(columns, stop[i] - first_column)):
+                labels[z, y, x] = number[of[i]]
