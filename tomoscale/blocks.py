@@ -54,6 +54,7 @@ __all__ = [
     "covering",
     "facts",
     "grow",
+    "layer",
     "lengths",
     "map_blocks",
     "once",
@@ -63,6 +64,7 @@ __all__ = [
     "shape_of",
     "spans",
     "state",
+    "title_of",
     "volume_chunks",
     "volume_of",
 ]
@@ -169,6 +171,16 @@ def _layer_class() -> type:
     return Layer
 
 
+def title_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function, also of one with some arguments given already."""
+    return getattr(function, "func", function).__name__.strip("_")
+
+
+def layer(tasks: Mapping[Any, Any], **stated: Any) -> Any:
+    """Return tasks as a layer of a graph that carries facts."""
+    return _layer_class()(tasks, **stated)
+
+
 def facts(array: da.Array) -> dict[str, Any]:
     """Return what the maker of a lazy array stated: `stored`, `cost`, `once`, `origin`; empty if nothing."""
     return getattr(array.dask.layers.get(array.name), "facts", {})
@@ -208,7 +220,7 @@ def map_blocks(
     from dask.highlevelgraph import HighLevelGraph
 
     make_layer = _layer_class()
-    name = f"{function.__name__.strip('_')}-{uuid.uuid4().hex[:12]}"
+    name = f"{title_of(function)}-{uuid.uuid4().hex[:12]}"
     first = next(iter(fields.values()))
     grid = tuple(map(len, first.chunks))
     assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"

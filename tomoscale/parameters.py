@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
-from annotated_types import Ge, Predicate
+from annotated_types import Ge, Le, Predicate
 
 from tomoscale.errors import TomoscaleError
 
@@ -26,6 +26,9 @@ def is_odd_or_zero(n: int) -> bool:
 
 Edge = Annotated[int, Ge(0), Predicate(is_odd_or_zero)]
 """The edge of a centred filter, odd; 0 for none."""
+
+Sigma = tuple[Annotated[float, Ge(0), Le(1000)], ...]
+"""Standard deviations in voxels along z, y and x, or one for all; 0 for none."""
 
 Shape3 = tuple[Count, Count, Count]
 

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from tomoscale import blocks
+from tomoscale.blocks import Cost
 from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
 from tomoscale.progress import human_bytes
@@ -26,17 +28,28 @@ class Plan:
         Written one after the other.
     small_bytes : int
         Bytes of arrays that are not lazy.
+    first : tuple of Cost
+        Of the passes over the input for small results, which come before the blocks.
+    perhaps : int
+        How many of them are left out once a fit has settled.
     """
 
     title: str
     passes: tuple[Pass, ...]
     small_bytes: int = 0
+    first: tuple[Cost, ...] = ()
+    perhaps: int = 0
 
     @classmethod
     def of(cls, result: Result) -> Plan:
         """Add up a result."""
         small = sum(a.nbytes for a in (*result.once.values(), *result.small.values()))
-        return cls(result.origin.operation, tuple(result.passes), small)
+        needed = [(s, blocks.facts(s["once"]).get("cost")) for s in result.needed_first().values()]
+        reading = [(s, c) for s, c in needed if c is not None and c.read]
+        perhaps = sum(bool(s.get("settled")) for s, _ in reading)
+        return cls(
+            result.origin.operation, tuple(result.passes), small, tuple(c for _, c in reading), perhaps
+        )
 
     @property
     def n_blocks(self) -> int:
@@ -55,12 +68,13 @@ class Plan:
     @property
     def block_bytes(self) -> int:
         """Bytes that the largest block holds at once."""
-        return max((p.cost.block for p in self.passes), default=0)
+        return max((c.block for c in (*self.first, *(p.cost for p in self.passes))), default=0)
 
     @property
     def read(self) -> int:
-        """Bytes decoded from storage."""
-        return sum(p.cost.read for p in self.passes)
+        """Bytes decoded from storage, without the passes that may be left out."""
+        sure = sorted((c.read for c in self.first), reverse=True)[: len(self.first) - self.perhaps]
+        return sum(sure) + sum(p.cost.read for p in self.passes)
 
     @property
     def written(self) -> int:
@@ -92,6 +106,10 @@ class Plan:
                 f"(limit {human_bytes(connection.memory)} each)"
             )
         lines.append(memory)
+        if self.first:
+            sure = len(self.first) - self.perhaps
+            more = f", up to {self.perhaps} more until they settle" if self.perhaps else ""
+            lines.append(f"  passes             {sure} before the blocks{more}, {len(self.passes)} with them")
         lines.append(
             f"  reads, writes      {human_bytes(self.read)} decoded, {human_bytes(self.written)} before compression"
         )

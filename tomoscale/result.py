@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -110,14 +111,24 @@ class Result:
             costs[group] = facts.get("cost") or Cost(block=3 * block, read=0, written=array.nbytes)
         return [Pass(arrays, costs[group]) for group, arrays in groups.items()]
 
-    def needed_first(self) -> dict[Any, Any]:
-        """Return the small arrays that must be computed before the blocks, by their key in the graph."""
-        found: dict[Any, Any] = {}
+    def needed_first(self) -> dict[Any, dict[str, Any]]:
+        """
+        Return the small arrays that must be computed before the blocks, each after those that it needs.
+
+        Returns
+        -------
+        dict
+            What is stated about each (`once` is its lazy parts) by its key in the graph.
+        """
+        found: dict[Any, dict[str, Any]] = {}
         for array in (*self.lazy.values(), *self.once.values()):
-            for name, layer in array.dask.layers.items():
-                once = getattr(layer, "facts", {}).get("once")
-                if once is not None:
-                    found[(name,) + (0,) * once.ndim] = once
+            layers, needs = array.dask.layers, array.dask.dependencies
+            order = list(layers)
+            sorter = TopologicalSorter({n: sorted(needs[n], key=order.index) for n in order})
+            for name in sorter.static_order():
+                stated = getattr(layers[name], "facts", {})
+                if "once" in stated:
+                    found[(name,) + (0,) * len(stated["stored"])] = stated
         return found
 
     def graph(self) -> dict[Any, Any]:

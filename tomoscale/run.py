@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, schedule, store, worker
+from tomoscale import blocks, cluster, passes, schedule, store, worker
 from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
 from tomoscale.errors import TomoscaleError
@@ -196,29 +196,33 @@ class _Writing:
         """Compute the small results that every block needs, put them into the graph, return those of the result."""
         from dask.optimization import cull
 
-        for number, (key, array) in enumerate(self.result.needed_first().items()):
+        for number, (key, facts) in enumerate(self.result.needed_first().items()):
             kept = self.job.load_once(number)
             if kept is None:
-                indices = {str(i): (array.name, *i) for i in np.ndindex(*array.numblocks)}
-                parts: dict[str, np.ndarray] = {}
+                kept = passes.known(graph, facts)
+            if kept is None:
+                array, gathering = facts["once"], passes.Gathering(facts)
                 tasks = [
-                    Task(label, lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
-                    for label, k in indices.items()
+                    Task(
+                        f"part {i}",
+                        lambda k=(array.name, *at): (worker.compute_part, (cull(graph, [k])[0], k)),  # type: ignore[misc]
+                    )
+                    for i, at in enumerate(gathering.indices)
                 ]
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
                 with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
 
                     def done(
-                        task: Task, part: Any, parts: Any = parts, progress: Progress = progress
+                        task: Task, part: Any, into: Any = gathering, progress: Progress = progress
                     ) -> None:
-                        parts[task.label] = part
+                        into.add(int(task.label.split()[1]), part)
                         progress.advance()
 
                     execute(tasks, workers, done, tick=self.job.beat).check(
                         self.origin.operation, self.plan.n_blocks
                     )
-                kept = blocks.assemble(array.numblocks, [parts[label] for label in indices])
-                self.job.keep_once(number, kept)
+                kept = gathering.value
+            self.job.keep_once(number, kept)
             graph[key] = kept
         return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
 

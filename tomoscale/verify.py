@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale import journal, metadata, store, worker
+from tomoscale import journal, metadata, passes, store, worker
 from tomoscale.chunks import ChunkFiles, Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.operation import command
@@ -172,8 +172,12 @@ def repair_blocks(path: Path, damaged: list[Damage]) -> int:
     bad = {(d.array, d.key) for d in damaged}
     graph = result.graph()
     small = dict(result.small)
-    for key, array in result.needed_first().items():
-        graph[key] = array.compute()
+    for key, facts in result.needed_first().items():
+        kept = passes.known(graph, facts)
+        gathering = passes.Gathering(facts)
+        for i, at in enumerate(gathering.indices if kept is None else ()):
+            gathering.add(i, worker.compute(graph, [(facts["once"].name, *at)])[0])
+        graph[key] = gathering.value if kept is None else kept
     small |= {name: graph[(a.name,) + (0,) * a.ndim] for name, a in result.once.items()}
     count = 0
     for name, array in small.items():

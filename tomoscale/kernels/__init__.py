@@ -11,6 +11,8 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "bin_counts": "_histograms",
+    "classes_of": "_histograms",
     "moving_median": "_moving_median",
     "moving_median_windows": "_moving_median",
     "frame_median": "_frame_median",
@@ -18,6 +20,8 @@ _HOME = {
     "normalise": "_clean_frames",
     "replace_pixels": "_hot_pixels",
     "normalise_rint": "_clean_frames",
+    "otsu_indices": "_otsu",
+    "value_counts": "_histograms",
 }
 
 __all__ = [*_HOME, "reference"]  # noqa: PLE0604

@@ -1,0 +1,241 @@
+"""Passes over a volume before its blocks: small results of all voxels, for which storage is read once each."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tomoscale import blocks
+from tomoscale.blocks import MIB, Cost, Field, Piece, Window
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+AT_ONCE = 32 * MIB
+"""Bytes that a pass reads at a time."""
+TASKS_PER_THREAD = 6
+
+
+@dataclass(frozen=True)
+class Series:
+    """Windows of a volume, read one after the other: a task that adds them up holds one at a time."""
+
+    pieces: tuple[Piece, ...]
+    windows: tuple[Window, ...]
+
+    @classmethod
+    def of(cls, volume: Any, windows: Sequence[Window]) -> Series:
+        """Take windows of a volume; of an array in memory only these travel."""
+        return cls(tuple(volume.at(w) for w in windows), tuple(windows))
+
+    def __iter__(self) -> Iterator[tuple[Window, np.ndarray]]:
+        for window, piece in zip(self.windows, self.pieces, strict=True):
+            yield window, piece.load()
+
+
+def readings(volume: Any, within: Window | None = None) -> list[Window]:
+    """
+    Cut a volume for reading: windows of whole stored chunks, some of them at a time.
+
+    Parameters
+    ----------
+    volume : Volume
+        What is read.
+    within : tuple of slice, optional
+        The part of it; all by default.
+
+    Returns
+    -------
+    list of tuple of slice
+        Windows that cover the part, each chunk once where the part consists of whole chunks.
+    """
+    window = within or tuple(slice(0, n) for n in volume.shape)
+    edges = [min(c, n) for c, n in zip(volume.chunks, blocks.shape_of(window), strict=True)]
+    for axis in reversed(range(len(edges))):
+        others = int(np.prod([e for a, e in enumerate(edges) if a != axis], dtype=np.int64))
+        fits = AT_ONCE // max(1, others * volume.dtype.itemsize)
+        edges[axis] *= max(1, min(fits // edges[axis], -(-volume.shape[axis] // edges[axis])))
+    axes = []
+    for inside, edge in zip(window, edges, strict=True):
+        starts = [inside.start, *range((inside.start // edge + 1) * edge, inside.stop, edge)]
+        axes.append([slice(a, b) for a, b in zip(starts, [*starts[1:], inside.stop], strict=True)])
+    grid = np.ndindex(*map(len, axes))
+    return [tuple(a[i] for a, i in zip(axes, index, strict=True)) for index in grid]
+
+
+def fold(
+    volume: Any,
+    function: Callable[..., np.ndarray],
+    like: np.ndarray,
+    *,
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.add,
+    small: Sequence[da.Array] = (),
+    scratch: int = 0,
+    settled: Callable[..., np.ndarray | None] | None = None,
+) -> da.Array:
+    """
+    Reduce all voxels to one small array, reading the volume once.
+
+    Parameters
+    ----------
+    volume : Volume
+        What is read.
+    function : callable
+        From a `Series` and the small arrays to the part of these windows; parts are of one shape.
+    like : numpy.ndarray
+        Shape and type of a part, and of the result.
+    combine : callable
+        From two parts to one. Parts are combined in a fixed order, but where one ends depends on the chunks: so
+        sum integers, not rounded numbers.
+    small : sequence of dask.array.Array
+        Small results that the function needs, of `fold`, `derive` or `blocks.once`.
+    scratch : int
+        Bytes that the function holds beyond a window and its result.
+    settled : callable, optional
+        From the small arrays to the result where it is known without reading, else None.
+
+    Returns
+    -------
+    dask.array.Array
+        The result in one block, computed once per run.
+    """
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    windows = readings(volume)
+    tasks = min(len(windows), TASKS_PER_THREAD * blocks.resources().threads)
+    cuts = [round(i * len(windows) / tasks) for i in range(tasks + 1)]
+    series = [Series.of(volume, windows[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    keys = [_key(a) for a in small]
+    name = f"{blocks.title_of(function)}-{uuid.uuid4().hex[:12]}"
+    rest = (0,) * like.ndim
+    part = _Part(function, settled, like)
+    layer = blocks.layer(
+        {(name, i, *rest): (part, s, *keys) for i, s in enumerate(series)},
+        cost=_cost(volume, windows, 3 * like.nbytes + scratch),
+    )
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=list(small))
+    chunks = ((1,) * tasks, *((n,) for n in like.shape))
+    parts = da.Array(graph, name, chunks, dtype=like.dtype)
+    key = f"once-{name}"
+    summed = blocks.layer(
+        {(key, *rest): (combined, combine, [(name, i, *rest) for i in range(tasks)])},
+        once=parts,
+        stored=like.shape,
+        combine=combine,
+        settled=None if settled is None else (settled, keys),
+    )
+    whole = HighLevelGraph.from_collections(key, summed, dependencies=[parts])
+    return da.Array(whole, key, tuple((n,) for n in like.shape), dtype=like.dtype)
+
+
+def derive(function: Callable[..., np.ndarray], like: np.ndarray, small: Sequence[da.Array]) -> da.Array:
+    """
+    Compute a small array from others: thresholds from a histogram.
+
+    Parameters
+    ----------
+    function : callable
+        From the small arrays to the result.
+    like : numpy.ndarray
+        Shape and type of the result.
+    small : sequence of dask.array.Array
+        Results of `fold`, `derive` or `blocks.once`.
+
+    Returns
+    -------
+    dask.array.Array
+        The result, computed once per run.
+    """
+    field = Field(like.dtype, tuple((n,) for n in like.shape), like.shape)
+    return blocks.once(blocks.map_blocks(function, lambda index: (), {"small": field}, small=small)["small"])
+
+
+def known(graph: Mapping[Any, Any], facts: Mapping[str, Any]) -> np.ndarray | None:
+    """Return a small result that needs no reading any more, or None; `graph` holds those before it."""
+    if not facts.get("settled"):
+        return None
+    function, keys = facts["settled"]
+    return function(*(graph[k] for k in keys))
+
+
+class Gathering:
+    """
+    Parts of a small result, put together in a fixed order as they come in.
+
+    Parameters
+    ----------
+    facts : mapping
+        Of the layer of the small result: `once`, and `combine` unless parts lie side by side.
+    """
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self.array, self.combine = facts["once"], facts.get("combine")
+        self.indices = list(np.ndindex(*self.array.numblocks))
+        self._parts: dict[int, np.ndarray] = {}
+        self._first: int = 0
+        self._sum: np.ndarray | None = None
+
+    def add(self, position: int, part: np.ndarray) -> None:
+        """Take a part; those whose turn has come are combined and forgotten."""
+        self._parts[position] = part
+        while self.combine is not None and self._first in self._parts:
+            ready = self._parts.pop(self._first)[0]
+            self._sum = ready if self._sum is None else self.combine(self._sum, ready)
+            self._first += 1
+
+    @property
+    def value(self) -> np.ndarray:
+        """The whole."""
+        if self._sum is not None:
+            return self._sum
+        return blocks.assemble(self.array.numblocks, [self._parts[i] for i in range(len(self.indices))])
+
+
+def combined(
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray], parts: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Combine parts in their order."""
+    total = parts[0][0]
+    for part in parts[1:]:
+        total = combine(total, part[0])
+    return total
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The function of a pass; what is known already is not read again."""
+
+    function: Callable[..., np.ndarray]
+    settled: Callable[..., np.ndarray | None] | None
+    like: np.ndarray
+
+    def __call__(self, series: Series, *small: np.ndarray) -> np.ndarray:
+        found = None if self.settled is None else self.settled(*small)
+        part = self.function(series, *small) if found is None else found
+        assert part.shape == self.like.shape, (part.shape, self.like.shape)
+        return part[None]
+
+
+def _key(array: da.Array) -> tuple[Any, ...]:
+    assert array.npartitions == 1, "small arrays come from `fold`, `derive` or `once`"
+    return (array.name,) + (0,) * array.ndim
+
+
+def _cost(volume: Any, windows: Sequence[Window], scratch: int) -> Cost:
+    """Add up a pass: one window at a time, one chunk being decoded."""
+    itemsize = volume.dtype.itemsize
+    read = 0
+    for window in windows:
+        cover = (
+            blocks.covering(s, c, n) for s, c, n in zip(window, volume.chunks, volume.shape, strict=True)
+        )
+        read += int(np.prod(list(cover), dtype=np.int64)) * itemsize
+    chunk = int(np.prod(volume.chunks, dtype=np.int64)) * itemsize
+    largest = max(blocks.volume_of(w) for w in windows) * itemsize
+    held = getattr(volume, "working_bytes", lambda window: 0)
+    return Cost(block=largest + chunk + scratch + max(held(w) for w in windows), read=read, written=0)
