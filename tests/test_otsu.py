@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_multiotsu, threshold_otsu
 
-from tomoscale import blocks, cli, cluster, histogram, otsu, run, store
+from tomoscale import blocks, cli, cluster, histogram, otsu, run, store, thresholds
 from tomoscale.errors import TomoscaleError
 from tomoscale.kernels import otsu_indices
 
@@ -96,7 +96,7 @@ def test_small_histograms_with_gaps_and_ties_are_cut_as_scikit_image_does(counts
     if np.count_nonzero(counts) <= classes:
         return
     image = np.repeat(np.arange(len(counts)), counts).astype(np.uint8).reshape(1, 1, -1)
-    found = otsu.otsu_thresholds(
+    found = thresholds.otsu_thresholds(
         "test",
         classes,
         np.dtype("u1"),

@@ -144,6 +144,22 @@ def _ways(shape: Sequence[int], stored: Sequence[int], whole: Sequence[int]) -> 
     return itertools.product(*axes)
 
 
+def each(
+    view: Any, cut: Cubes, dtype: Any, function: Any, *, small: tuple[Any, ...] = (), held: int = 0
+) -> Any:
+    """Apply a function to every block; it gets block and small arrays, and holds `held` bytes per voxel."""
+    window = tuple(slice(0, min(e, n)) for e, n in zip(cut.edges, cut.shape, strict=True))
+    working = getattr(view, "working_bytes", lambda w: 0)(window)
+    scratch = int(held * blocks.volume_of(window)) + working
+
+    def arguments(index: Index) -> tuple[Any, ...]:
+        return (view.at(cut.window(index)),)
+
+    return blocks.map_blocks(function, arguments, {"out": cut.field(dtype)}, small=small, scratch=scratch)[
+        "out"
+    ]
+
+
 def inner(window: Window, grown: Window) -> tuple[slice, ...]:
     """Return where a window lies in the same window with a halo."""
     return tuple(slice(w.start - g.start, w.stop - g.start) for w, g in zip(window, grown, strict=True))

@@ -109,18 +109,12 @@ def fold(
     windows = readings(volume)
     tasks = min(len(windows), TASKS_PER_THREAD * blocks.resources().threads)
     cuts = [round(i * len(windows) / tasks) for i in range(tasks + 1)]
-    series = [Series.of(volume, windows[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
-    keys = [_key(a) for a in small]
-    name = f"{blocks.title_of(function)}-{uuid.uuid4().hex[:12]}"
-    rest = (0,) * like.ndim
-    part = _Part(function, settled, like)
-    layer = blocks.layer(
-        {(name, i, *rest): (part, s, *keys) for i, s in enumerate(series)},
-        cost=_cost(volume, windows, 3 * like.nbytes + scratch),
-    )
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=list(small))
+    groups = [windows[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    keys, rest = [_key(a) for a in small], (0,) * like.ndim
+    call = _Part(function, settled, like)
     chunks = ((1,) * tasks, *((n,) for n in like.shape))
-    parts = da.Array(graph, name, chunks, dtype=like.dtype)
+    parts = _parts(volume, groups, call, chunks, like, small, scratch)
+    name = parts.name
     key = f"once-{name}"
     summed = blocks.layer(
         {(key, *rest): (combined, combine, [(name, i, *rest) for i in range(tasks)])},
@@ -131,6 +125,77 @@ def fold(
     )
     whole = HighLevelGraph.from_collections(key, summed, dependencies=[parts])
     return da.Array(whole, key, tuple((n,) for n in like.shape), dtype=like.dtype)
+
+
+def stack(
+    volume: Any,
+    function: Callable[..., np.ndarray],
+    slabs: Sequence[slice],
+    like: np.ndarray,
+    *,
+    small: Sequence[Any] = (),
+    scratch: int = 0,
+) -> da.Array:
+    """
+    Reduce every slice to a small array of its own, reading the volume once; one task for some slices.
+
+    Parameters
+    ----------
+    volume : Volume
+        What is read.
+    function : callable
+        From a `Series`, the slab and the small arrays to (slice, ...) of that slab.
+    slabs : sequence of slice
+        Slices that one task takes.
+    like : numpy.ndarray
+        Shape and type of what becomes of one slice.
+    small : sequence
+        Small results that the function needs, or a `Share` of them.
+    scratch : int
+        Bytes that the function holds beyond a window and its result.
+
+    Returns
+    -------
+    dask.array.Array
+        (slice, ...) in one block, computed once per run.
+    """
+    rest = [slice(0, n) for n in volume.shape[1:]]
+    groups = [readings(volume, (s, *rest)) for s in slabs]
+    chunks = (blocks.lengths(slabs), *((n,) for n in like.shape))
+    return blocks.once(_parts(volume, groups, function, chunks, like, small, scratch, slabs))
+
+
+def _parts(
+    volume: Any,
+    groups: Sequence[Sequence[Window]],
+    call: Callable[..., np.ndarray],
+    chunks: tuple[tuple[int, ...], ...],
+    like: np.ndarray,
+    small: Sequence[Any],
+    scratch: int,
+    slabs: Sequence[slice] | None = None,
+) -> da.Array:
+    """Make the tasks of a pass: one for each group of windows."""
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph
+
+    title = call.function if isinstance(call, _Part) else call
+    name = f"{blocks.title_of(title)}-{uuid.uuid4().hex[:12]}"
+    tasks = {}
+    for i, windows in enumerate(groups):
+        where = () if slabs is None else (slabs[i],)
+        index = (i,) + (0,) * like.ndim
+        tasks[(name, *index)] = (
+            call,
+            Series.of(volume, windows),
+            *where,
+            *(blocks.key_of(a, index) for a in small),
+        )
+    most = max(chunks[0]) * like.nbytes
+    layer = blocks.layer(tasks, cost=_cost(volume, [w for g in groups for w in g], 3 * most + scratch))
+    whole = [getattr(a, "array", a) for a in small]
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=whole)
+    return da.Array(graph, name, chunks, dtype=like.dtype)
 
 
 def derive(function: Callable[..., np.ndarray], like: np.ndarray, small: Sequence[da.Array]) -> da.Array:
@@ -161,6 +226,17 @@ def known(graph: Mapping[Any, Any], facts: Mapping[str, Any]) -> np.ndarray | No
         return None
     function, keys = facts["settled"]
     return function(*(graph[k] for k in keys))
+
+
+def place(graph: dict[Any, Any], key: Any, facts: Mapping[str, Any], kept: np.ndarray) -> None:
+    """Put a small result into a graph, also its parts: a block may need one of them only."""
+    from dask.array.core import slices_from_chunks
+
+    graph[key] = kept
+    array = facts["once"]
+    if facts.get("combine") is None:
+        for at, window in zip(np.ndindex(*array.numblocks), slices_from_chunks(array.chunks), strict=True):
+            graph[(array.name, *at)] = kept[window]
 
 
 class Gathering:

@@ -223,7 +223,7 @@ class _Writing:
                     )
                 kept = gathering.value
             self.job.keep_once(number, kept)
-            graph[key] = kept
+            passes.place(graph, key, facts, kept)
         return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
 
     def tasks(

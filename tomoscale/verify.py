@@ -177,7 +177,7 @@ def repair_blocks(path: Path, damaged: list[Damage]) -> int:
         gathering = passes.Gathering(facts)
         for i, at in enumerate(gathering.indices if kept is None else ()):
             gathering.add(i, worker.compute(graph, [(facts["once"].name, *at)])[0])
-        graph[key] = gathering.value if kept is None else kept
+        passes.place(graph, key, facts, gathering.value if kept is None else kept)
     small |= {name: graph[(a.name,) + (0,) * a.ndim] for name, a in result.once.items()}
     count = 0
     for name, array in small.items():

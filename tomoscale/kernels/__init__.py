@@ -13,14 +13,18 @@ from typing import Any
 _HOME = {
     "bin_counts": "_histograms",
     "classes_of": "_histograms",
+    "grey_bins": "_clahe",
+    "interpolated": "_clahe",
     "moving_median": "_moving_median",
     "moving_median_windows": "_moving_median",
+    "clipped_tables": "_clahe",
     "frame_median": "_frame_median",
     "clean_frames": "_clean_frames",
     "normalise": "_clean_frames",
     "replace_pixels": "_hot_pixels",
     "normalise_rint": "_clean_frames",
     "otsu_indices": "_otsu",
+    "tile_counts": "_clahe",
     "value_counts": "_histograms",
 }
 
