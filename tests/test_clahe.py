@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import write_array
-from skimage.exposure import equalize_adapthist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.exposure import _adapthist, equalize_adapthist
 from skimage.filters import threshold_otsu
 
-from tomoscale import blocks, cli, cluster, otsu, run, store
+from tomoscale import blocks, cli, cluster, kernels, otsu, run, store
 from tomoscale.errors import TomoscaleError
 
 SLICES = [(3, 64, 64), (2, 57, 91), (3, 100, 33), (2, 200, 131), (2, 8, 9), (2, 17, 7)]
@@ -88,6 +90,24 @@ def test_tiles_limits_and_bins_are_those_of_scikit_image(tile, clip_limit, bins)
     expected = slices(image, kernel_size=kernel, clip_limit=clip_limit, nbins=bins)
     found = otsu.equalize(image, tile=tile, clip_limit=clip_limit, bins=bins, dtype="float64")
     np.testing.assert_array_equal(computed(found.volume), expected)
+
+
+def test_two_sharp_phases_are_spread_as_scikit_image_does():
+    rng = np.random.default_rng(0)
+    image = rng.normal(0.3, 0.05, (2, 256, 256))
+    image[:, 128:] += 0.35
+    image = (image.clip(0, 1) * 65535).astype(np.uint16)
+    np.testing.assert_array_equal(computed(otsu.equalize(image, dtype="float64").volume), slices(image))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 400), min_size=8, max_size=64), st.integers(1, 200))
+def test_histograms_are_clipped_as_scikit_image_clips_them(counts, limit):
+    counts = np.array(counts)
+    n = max(1, int(counts.sum()))
+    clipped = _adapthist.clip_histogram(counts.copy(), limit)
+    expected = _adapthist.map_histogram(clipped, 0, 2**14 - 1, n)
+    np.testing.assert_array_equal(kernels.clipped_tables(counts[None], limit, n)[0], expected)
 
 
 def test_a_constant_slice_among_others_is_that_of_scikit_image():

@@ -176,7 +176,7 @@ def _clip_all(histograms, limit):  # type: ignore[no-untyped-def]
             if h[i] < upper:
                 excess -= share
                 h[i] += share
-            elif h[i] < limit:
+            if upper <= h[i] < limit:  # also those that were just raised
                 excess += h[i] - limit
                 h[i] = limit
         free = 0
