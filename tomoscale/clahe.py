@@ -15,6 +15,7 @@ from tomoscale.cubes import Cubes
 from tomoscale.errors import TomoscaleError
 from tomoscale.histogram import is_counted
 from tomoscale.progress import human_bytes
+from tomoscale.readings import AT_ONCE
 from tomoscale.tiles import Tiles
 
 
@@ -110,7 +111,7 @@ def equalised(image: Any, how: Tiles, *, held: float) -> Equalised:
     tables = int(np.prod(rows)) * bins
     depth = min(128, how.shape[0]) if how.per_slice else 1
     cut = cubes.cut(how.who, image, held=held + 3, fixed=tables * depth * 20)
-    working = passes.AT_ONCE * 4 + tables * depth * 16
+    working = AT_ONCE * 4 + tables * depth * 16
     if how.per_slice:
         slabs = cut.grid[0]
         stack = functools.partial(passes.stack, image, slabs=slabs, scratch=working)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tomoscale import kernels, passes
 from tomoscale.errors import TomoscaleError
-from tomoscale.passes import Series
+from tomoscale.readings import Series
 
 COUNTED = ("uint8", "int8", "uint16", "int16")
 

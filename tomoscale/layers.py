@@ -27,7 +27,9 @@ def _layer_class() -> type:
 
 def title_of(function: Callable[..., Any]) -> str:
     """Return the name of a function, also of one with some arguments given already."""
-    return getattr(function, "func", function).__name__.strip("_")
+    while hasattr(function, "func"):
+        function = function.func
+    return function.__name__.strip("_")
 
 
 def layer(tasks: Mapping[Any, Any], **stated: Any) -> Any:

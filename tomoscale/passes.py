@@ -10,61 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tomoscale import blocks
-from tomoscale.blocks import MIB, Cost, Field, Piece, Window
+from tomoscale.blocks import Cost, Field, Window
+from tomoscale.readings import Series, readings
 
 if TYPE_CHECKING:
     import dask.array as da
 
-AT_ONCE = 32 * MIB
-"""Bytes that a pass reads at a time."""
 TASKS_PER_THREAD = 6
-
-
-@dataclass(frozen=True)
-class Series:
-    """Windows of a volume, read one after the other: a task that adds them up holds one at a time."""
-
-    pieces: tuple[Piece, ...]
-    windows: tuple[Window, ...]
-
-    @classmethod
-    def of(cls, volume: Any, windows: Sequence[Window]) -> Series:
-        """Take windows of a volume; of an array in memory only these travel."""
-        return cls(tuple(volume.at(w) for w in windows), tuple(windows))
-
-    def __iter__(self) -> Iterator[tuple[Window, np.ndarray]]:
-        for window, piece in zip(self.windows, self.pieces, strict=True):
-            yield window, piece.load()
-
-
-def readings(volume: Any, within: Window | None = None) -> list[Window]:
-    """
-    Cut a volume for reading: windows of whole stored chunks, some of them at a time.
-
-    Parameters
-    ----------
-    volume : Volume
-        What is read.
-    within : tuple of slice, optional
-        The part of it; all by default.
-
-    Returns
-    -------
-    list of tuple of slice
-        Windows that cover the part, each chunk once where the part consists of whole chunks.
-    """
-    window = within or tuple(slice(0, n) for n in volume.shape)
-    edges = [min(c, n) for c, n in zip(volume.chunks, blocks.shape_of(window), strict=True)]
-    for axis in reversed(range(len(edges))):
-        others = int(np.prod([e for a, e in enumerate(edges) if a != axis], dtype=np.int64))
-        fits = AT_ONCE // max(1, others * volume.dtype.itemsize)
-        edges[axis] *= max(1, min(fits // edges[axis], -(-volume.shape[axis] // edges[axis])))
-    axes = []
-    for inside, edge in zip(window, edges, strict=True):
-        starts = [inside.start, *range((inside.start // edge + 1) * edge, inside.stop, edge)]
-        axes.append([slice(a, b) for a, b in zip(starts, [*starts[1:], inside.stop], strict=True)])
-    grid = np.ndindex(*map(len, axes))
-    return [tuple(a[i] for a, i in zip(axes, index, strict=True)) for index in grid]
 
 
 def fold(
@@ -198,7 +150,13 @@ def _parts(
     return da.Array(graph, name, chunks, dtype=like.dtype)
 
 
-def derive(function: Callable[..., np.ndarray], like: np.ndarray, small: Sequence[da.Array]) -> da.Array:
+def derive(
+    function: Callable[..., np.ndarray],
+    like: np.ndarray,
+    small: Sequence[da.Array],
+    *,
+    settled: Callable[..., np.ndarray | None] | None = None,
+) -> da.Array:
     """
     Compute a small array from others: thresholds from a histogram.
 
@@ -210,6 +168,8 @@ def derive(function: Callable[..., np.ndarray], like: np.ndarray, small: Sequenc
         Shape and type of the result.
     small : sequence of dask.array.Array
         Results of `fold`, `derive` or `blocks.once`.
+    settled : callable, optional
+        From the small arrays to the result where it needs no task, else None.
 
     Returns
     -------
@@ -217,11 +177,27 @@ def derive(function: Callable[..., np.ndarray], like: np.ndarray, small: Sequenc
         The result, computed once per run.
     """
     field = Field(like.dtype, tuple((n,) for n in like.shape), like.shape)
-    return blocks.once(blocks.map_blocks(function, lambda index: (), {"small": field}, small=small)["small"])
+    call = function if settled is None else _Unless(function, settled)
+    made = blocks.once(blocks.map_blocks(call, lambda index: (), {"small": field}, small=small)["small"])
+    if settled is not None:
+        blocks.state(made, settled=(settled, [_key(a) for a in small]))
+    return made
+
+
+@dataclass(frozen=True)
+class _Unless:
+    """A function that is not called where its result is known."""
+
+    func: Callable[..., np.ndarray]
+    settled: Callable[..., np.ndarray | None]
+
+    def __call__(self, *small: np.ndarray) -> np.ndarray:
+        found = self.settled(*small)
+        return self.func(*small) if found is None else found
 
 
 def known(graph: Mapping[Any, Any], facts: Mapping[str, Any]) -> np.ndarray | None:
-    """Return a small result that needs no reading any more, or None; `graph` holds those before it."""
+    """Return a small result that needs no task any more, or None; `graph` holds those before it."""
     if not facts.get("settled"):
         return None
     function, keys = facts["settled"]

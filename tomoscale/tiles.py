@@ -11,7 +11,7 @@ from tomoscale import kernels
 from tomoscale.blocks import Window
 from tomoscale.errors import TomoscaleError
 from tomoscale.histogram import find_extremes
-from tomoscale.passes import Series
+from tomoscale.readings import Series
 
 LEVELS = 2**14
 """Grey levels of the equalised image before the final scaling."""
