@@ -26,7 +26,7 @@ import distributed
 import numpy as np
 from scipy.ndimage import median_filter
 
-from tomoscale import background, blocks, cluster, run, simulate, store, worker
+from tomoscale import background, blocks, buffers, cluster, run, simulate, store, worker
 from tomoscale.cluster import Connection
 from tomoscale.result import Result, stored_chunks
 
@@ -46,15 +46,19 @@ def by_definition(frames: np.ndarray, half_window: int = 250, step: int = 50) ->
 
 def read_only(call: Any) -> int:
     """Read and decode the input of a block."""
-    return sum(a.load().nbytes for a in call.arguments if isinstance(a, blocks.Piece))
+    with buffers.reused():
+        return sum(a.load().nbytes for a in call.arguments if isinstance(a, blocks.Piece))
 
 
 def compute_only(call: Any) -> float:
     """Compute a block whose input is there already; return the seconds, without reading."""
-    loaded = [a.load() if isinstance(a, blocks.Piece) else a for a in call.arguments]
-    begin = time.perf_counter()
-    distributed.get_worker().fields = call.function(*loaded)
-    return time.perf_counter() - begin
+    this = distributed.get_worker()
+    this.fields = None
+    with buffers.reused():
+        loaded = [a.load() if isinstance(a, blocks.Piece) else a for a in call.arguments]
+        begin = time.perf_counter()
+        this.fields = call.function(*loaded)
+        return time.perf_counter() - begin
 
 
 def write_only(places: list[worker.Place]) -> int:

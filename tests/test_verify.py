@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from conftest import small_scan, write_scan
 
-from tomoscale import background, run, store
-from tomoscale.errors import DamagedError, TomoscaleError
+from tomoscale import background, manifest, run, store
+from tomoscale.chunks import ChunkFiles, measure
+from tomoscale.cli import main
+from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
 from tomoscale.verify import verify
 
 
@@ -58,15 +65,79 @@ def test_any_damage_to_any_object_is_found_by_name(result, damage):
     assert "intact" in verify(result)
 
 
-def test_two_swapped_objects_are_found(result):
-    one, other = [f for f in objects(result) if "frames" in f.parts][:2]
+def test_a_thousand_damages_in_one_result_are_all_found_and_nothing_else(tmp_path):
+    voxels = da.random.default_rng(1).integers(0, 200, (1100, 8, 8), np.uint8, chunks=(1, 8, 8))
+    result = run.write(voxels, tmp_path / "out.zarr", quiet=True)
+    rng = np.random.default_rng(3)
+    files = objects(result)
+    victims = [files[i] for i in rng.permutation(len(files))[:1000]]
+    kinds = [*DAMAGES.values(), None]
+    for number, (file, other) in enumerate(zip(victims[::2], victims[1::2], strict=True)):
+        kind = kinds[number % len(kinds)]
+        if kind:
+            kind(file, rng)
+            kind(other, rng)
+        else:
+            swap(file, other)
+    with pytest.raises(DamagedError, match="1000 of") as error:
+        verify(result, as_json=True)
+    found = {f"{d['array']}/{d['key']}" for d in error.value.found["damaged"]}
+    assert found == {str(f.relative_to(result)) for f in victims}
+
+
+def swap(one, other):
     a, b = one.read_bytes(), other.read_bytes()
     one.write_bytes(b)
     other.write_bytes(a)
-    found = verify(result, as_json=True)
-    assert {d["key"] for d in found["damaged"]} == {
-        str(f.relative_to(result / "frames")) for f in (one, other)
-    }
+
+
+def test_damage_to_metadata_and_manifests_is_found_too(result):
+    rng = np.random.default_rng(4)
+    for file in sorted(p for p in result.rglob("*.json*") if p.is_file()):
+        sound = file.read_bytes()
+        for _ in range(25):
+            DAMAGES["flip"](file, rng)
+            with pytest.raises(TomoscaleError):
+                verify(result)
+            file.write_bytes(sound)
+    assert "intact" in verify(result)
+
+
+def test_an_inner_chunk_that_is_gone_from_a_shard_is_found(result):
+    """Results are not sharded; one that was made so by other means and listed is held to its manifest alike."""
+    voxels = store.open_volume(result / "background").whole()
+    shutil.rmtree(result / "background" / "c")
+    chunks, shards = (5, 4, 23), (10, 8, 23)
+    array = zarr.create_array(
+        result / "background", shape=voxels.shape, chunks=chunks, shards=shards, dtype="f4", overwrite=True
+    )
+    array[...] = voxels + 1
+    listed = [p for p in (result / "background").rglob("*") if p.is_file()]
+    keys = [str(p.relative_to(result / "background")) for p in listed]
+    manifest.write(result / "background", [measure(result / "background" / k, k) for k in keys])
+    key = "background/.manifest.jsonl"
+    manifest.write(result, {**manifest.read(result), key: measure(result / key, key)}.values())
+    assert "intact" in verify(result)
+    array[:5, :4] = array.fill_value  # an inner chunk of fill values is not stored
+    with pytest.raises(DamagedError, match="background/c/0/0/0"):
+        verify(result)
+
+
+def test_two_swapped_objects_are_found(result):
+    one, other = [f for f in objects(result) if "frames" in f.parts][:2]
+    swap(one, other)
+    with pytest.raises(DamagedError) as error:
+        verify(result, as_json=True)
+    found = error.value.found["damaged"]
+    assert {d["key"] for d in found} == {str(f.relative_to(result / "frames")) for f in (one, other)}
+
+
+def test_the_command_lists_damage_as_json_and_leaves_with_3(result, capsys):
+    objects(result)[0].unlink()
+    assert main(["verify", str(result), "--json", "--quick"]) == 3
+    out, err = capsys.readouterr()
+    assert [d["reason"] for d in json.loads(out)["damaged"]] == ["missing"]
+    assert "1 of" in err.splitlines()[-1]
 
 
 def test_quick_looks_at_presence_and_length_only(result):
@@ -86,6 +157,47 @@ def test_repair_makes_the_result_identical_again(result):
     assert "intact" in verify(result, repair=True)
     for name, array in content(result).items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_repair_that_is_stopped_goes_on_with_the_same_command(result, monkeypatch):
+    before = content(result)
+    for file in objects(result)[::2]:
+        file.unlink()
+    writes = ChunkFiles.write
+    monkeypatch.setattr(ChunkFiles, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("time.sleep", lambda s: None)
+    with pytest.raises(BlocksFailedError):
+        verify(result, repair=True)
+    with pytest.raises(TomoscaleError, match="run is not finished"):
+        verify(result)
+    monkeypatch.setattr(ChunkFiles, "write", writes)
+    scan = result.with_name("scan.zarr")
+    run.write(background.remove(scan, margin=2, half_window=8, step=4, smoothing=5), result, quiet=True)
+    assert "intact" in verify(result)
+    for name, array in content(result).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_repair_of_a_damaged_manifest_makes_its_array_again(result):
+    before = content(result)
+    flip(result / "frames" / ".manifest.jsonl", np.random.default_rng(5))
+    assert "intact" in verify(result, repair=True)
+    for name, array in content(result).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_repair_refuses_a_record_that_is_damaged_itself(result):
+    file = result / "zarr.json"
+    file.write_text(file.read_text().replace('"half_window": 8', '"half_window": 9'))
+    with pytest.raises(TomoscaleError, match="record of how it was made"):
+        verify(result, repair=True)
+
+
+def test_repair_says_when_versions_are_not_the_same(result, monkeypatch):
+    objects(result)[0].unlink()
+    monkeypatch.setattr("tomoscale.result.versions", lambda: {"numpy": "9.9"})
+    with pytest.warns(UserWarning, match="other versions than the rest: numpy 9.9"):
+        verify(result, repair=True)
 
 
 def test_repair_refuses_an_input_that_has_changed(result):

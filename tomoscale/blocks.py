@@ -32,7 +32,7 @@ from tomoscale.grid import (
     volume_chunks,
     volume_of,
 )
-from tomoscale.layers import facts, layer, state, title_of
+from tomoscale.layers import facts, layer, layer_class, state, title_of
 from tomoscale.resources import Resources, planned_for, resources
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ __all__ = [
     "grow",
     "key_of",
     "layer",
+    "layer_class",
     "lengths",
     "map_blocks",
     "once",
@@ -179,7 +180,7 @@ def map_blocks(
     fields : mapping of str to Field
         The lazy arrays to make; their grids of blocks have the same shape.
     small : sequence
-        Results of `once`, handed whole to every block, or a `Share` of them.
+        Results of `once` or of `parts.kept`, handed whole to every block, or a `Share` of them.
     scratch : int
         Bytes that the function holds beyond its input and output.
 
@@ -196,7 +197,7 @@ def map_blocks(
     grid = tuple(map(len, first.chunks))
     assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"
     calls = {i: Call(function, arguments(i)) for i in np.ndindex(*grid)}
-    cost = _cost(calls.values(), fields.values(), scratch)
+    cost = cost_of(calls.values(), fields.values(), scratch)
 
     shared = layer({(name, *i): (c, *(key_of(a, i) for a in small)) for i, c in calls.items()})
     graph = HighLevelGraph.from_collections(
@@ -218,7 +219,7 @@ def map_blocks(
     return arrays
 
 
-def _cost(calls: Any, fields: Any, scratch: int) -> Cost:
+def cost_of(calls: Any, fields: Any, scratch: int) -> Cost:
     """Add up the largest block: inputs, outputs, scratch, and one chunk each being decoded and encoded."""
     inputs = read = decoded = 0
     for call in calls:
@@ -230,7 +231,7 @@ def _cost(calls: Any, fields: Any, scratch: int) -> Cost:
             read += int(np.prod(cover, dtype=np.int64)) * size
             decoded = max(decoded, int(np.prod(chunks, dtype=np.int64)) * size)
     outputs = sum(f.block_bytes for f in fields)
-    encoded = max(f.stored_bytes for f in fields)
+    encoded = max((f.stored_bytes for f in fields), default=0)
     written = sum(int(np.prod([sum(c) for c in f.chunks], dtype=np.int64)) * f.dtype.itemsize for f in fields)
     return Cost(block=inputs + outputs + scratch + decoded + encoded, read=read, written=written)
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from tomoscale import buffers
 from tomoscale.blocks import Index, Window, shape_of
 from tomoscale.errors import DamagedError
 from tomoscale.metadata import ArrayInfo
@@ -33,7 +34,7 @@ PARTIAL = ".partial"
 
 
 class Stored(NamedTuple):
-    """One stored object: its key within the array, bytes, and crc32c of all of them."""
+    """One stored object: its key within the array, bytes, and `checksum` of all of them."""
 
     key: str
     length: int
@@ -115,7 +116,7 @@ class ChunkFiles:
 
     def read(self, window: Window) -> np.ndarray:
         """Decode every chunk that a window touches, straight into the result where it lies contiguous."""
-        out = np.empty(shape_of(window), self.dtype)
+        out = buffers.empty(shape_of(window), self.dtype)
         touched = [range(s.start // c, -(-s.stop // c)) for s, c in zip(window, self.chunks, strict=True)]
         scratch: np.ndarray | None = None
         for index in itertools.product(*touched):
@@ -255,11 +256,9 @@ def _writers() -> ThreadPoolExecutor:
 def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
     """Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
-    crc = 0
     try:
         with open(temporary, "wb", buffering=0) as file:
             for piece in pieces:
-                crc = google_crc32c.extend(crc, piece)
                 written = 0
                 while written < len(piece):
                     written += file.write(memoryview(piece)[written:])
@@ -269,7 +268,7 @@ def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
         raise
     os.replace(temporary, path)
     stored = measure(path, key)
-    if stored.length != sum(map(len, pieces)) or stored.crc != crc:
+    if stored != Stored(key, sum(map(len, pieces)), checksum(*pieces)):
         raise DamagedError(f"{path}: reads back other bytes than were written; is the disk failing?")
     return stored
 
@@ -277,7 +276,28 @@ def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
 def measure(path: Path, key: str = "") -> Stored:
     """Return the length and checksum of a stored object."""
     raw = path.read_bytes()
-    return Stored(key, len(raw), google_crc32c.value(raw))
+    return Stored(key, len(raw), checksum(raw))
+
+
+def checksum(*pieces: bytes) -> int:
+    """
+    Return the crc32c of a stored object with its last four bytes in reverse.
+
+    In order they would not do: a chunk ends with its own crc32c, and the crc32c of everything that does is one and the
+    same number, so that two chunks of one length could be exchanged unseen.
+
+    >>> from struct import pack
+    >>> crc32c = google_crc32c.value
+    >>> whole = [body + pack("<I", crc32c(body)) for body in (b"one", b"two")]
+    >>> crc32c(whole[0]) == crc32c(whole[1]), checksum(whole[0]) == checksum(whole[1])
+    (True, False)
+    """
+    *first, last = pieces if len(pieces[-1]) >= 4 else [b"".join(pieces)]
+    whole = np.frombuffer(last, np.uint8) if last else np.empty(0, np.uint8)
+    crc = 0
+    for piece in (*first, whole[:-4], whole[-4:][::-1].copy()):
+        crc = google_crc32c.extend(crc, piece)
+    return crc
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tomoscale import kernels
+from tomoscale import buffers, kernels
 from tomoscale.grid import spans
 
 STRIP = 512
@@ -56,7 +56,7 @@ def clean_columns(
 
     frames = slice(where.frames.start - where.first, where.frames.stop - where.first)
     group = np.arange(where.frames.stop - where.frames.start) // where.step
-    out = np.empty((len(group), *where.shape), options.dtype)
+    out = buffers.empty((len(group), *where.shape), options.dtype)
     own = (
         slice(where.crop[0], where.crop[0] + where.shape[0]),
         slice(where.crop[1], where.crop[1] + where.shape[1]),
@@ -68,7 +68,7 @@ def clean_columns(
         )
         return out, background[:, *own].copy()
     hot = _hot_pixels(background)
-    cleaned = np.empty((len(group), *raw.shape[1:]), np.float32)
+    cleaned = buffers.empty((len(group), *raw.shape[1:]), np.float32)
     kernels.clean_frames(raw[frames], offset, scale, background, group, 1, cleaned)
     kernels.replace_pixels(cleaned, hot, group)
     zero = np.zeros((1, *raw.shape[1:]), np.float32)
@@ -87,7 +87,7 @@ def _ranked(raw: np.ndarray, dark: np.ndarray | None) -> tuple[np.ndarray, np.nd
     """Return frames of a type that kernels rank, and the dark that is still to be subtracted."""
     if is_ranked(raw.dtype):
         return raw, dark
-    single = np.empty(raw.shape, np.float32)
+    single = buffers.empty(raw.shape, np.float32)
     for few in spans(len(raw), 16):  # a whole block in float64 would not be within the plan
         single[few] = raw[few] if dark is None else raw[few].astype(np.float64) - dark
     return single, None

@@ -266,6 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Workers see that we are gone; an orderly farewell may take them longer than is left.
         os._exit(error.exit_status)
     except (TomoscaleError, cyclopts.CycloptsError) as error:
+        if found := getattr(error, "found", None):
+            _print(json.dumps(found, indent=1))
         _say(error)
         return getattr(error, "exit_status", 2)
     except OSError as error:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tomoscale import buffers
 from tomoscale.errors import TomoscaleError
 from tomoscale.progress import human_bytes
 
@@ -169,6 +170,7 @@ def machine_memory() -> int:
 
 def _threads(stack: ExitStack, threads: int) -> tuple[Executor, None]:
     executor = ThreadPoolExecutor(threads, thread_name_prefix="tomoscale-block")
+    stack.callback(buffers.clear)
     stack.callback(executor.shutdown, wait=False, cancel_futures=True)
     return executor, None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TomoscaleError(ValueError):
     """A mistake in the input or the parameters: where, what came, what was expected, what to do."""
@@ -16,9 +18,10 @@ class BlocksFailedError(TomoscaleError):
 
 
 class DamagedError(TomoscaleError):
-    """Stored data do not match their checksum, length or manifest."""
+    """Stored data do not match their checksum, length or manifest; `found` is the list that a command prints."""
 
     exit_status = 3
+    found: Any = None
 
 
 class InterruptedRunError(BaseException):

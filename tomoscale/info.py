@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tomoscale import metadata, store
+from tomoscale import manifest, metadata, store
 from tomoscale.errors import TomoscaleError
-from tomoscale.journal import MANIFEST, Job, read_manifest
+from tomoscale.journal import Job
 from tomoscale.lock import STALE_AFTER_S, is_alive
 from tomoscale.metadata import ArrayInfo
 from tomoscale.operation import command
 from tomoscale.progress import human_bytes, human_time
 
-METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata", MANIFEST})
+METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata", manifest.FILE})
 
 
 @command("info")
@@ -119,9 +119,9 @@ def _stored(folder: Path) -> tuple[int, int]:
     seconds on a parallel file system.
     """
     files = list(_files(folder))
-    if not (folder / MANIFEST).is_file():
+    if not (folder / manifest.FILE).is_file():
         return len(files), sum(f.stat().st_size for f in files)
-    listed = read_manifest(folder)
+    listed = manifest.read(folder)
     present = [k for f in files if (k := os.path.relpath(f.path, folder).replace(os.sep, "/")) in listed]
     return len(present), sum(listed[k].length for k in present)
 

@@ -8,7 +8,8 @@ The job beside an unfinished result: what is being made, who makes it, and which
         blocks-HOST-PID-T.jsonl   one line per finished block, one file per worker process
 
 Every line is appended and made durable after all objects of its block are; a torn last line counts
-for nothing. At the end the lines become the manifest of each array (`frames/.manifest.jsonl`).
+for nothing. At the end the lines become the manifest of each array (`frames/.manifest.jsonl`), and that of the group
+lists the metadata and these manifests.
 """
 
 from __future__ import annotations
@@ -19,20 +20,19 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from tomoscale import lock, store
+from tomoscale import lock, manifest, store
 from tomoscale.chunks import PARTIAL, ChunkFiles, Stored, measure, sync_folder
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.metadata import read_json
 
 FOLDER = ".tomoscale"
-MANIFEST = ".manifest.jsonl"
 
 Record = dict[str, list[Stored]]
 """Field -> its stored objects, of one block."""
@@ -114,6 +114,30 @@ class Job:
             store.write_json(self.folder / "job.json", header)
         return resumed
 
+    def reopen(self, header: Mapping[str, Any], intact: Record) -> None:
+        """
+        Turn a complete result into an unfinished one, of which only some objects are stored.
+
+        Parameters
+        ----------
+        header : mapping
+            The fingerprint of the run that is to make the others again.
+        intact : Record
+            What need not be made again.
+        """
+        lock.take(self.lock, self.target)
+        try:
+            folder = self.target / FOLDER
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            store.write_json(folder / "job.json", header)
+            line = json.dumps({"block": "intact", "objects": intact})
+            (folder / "blocks-intact.jsonl").write_text(line + "\n", encoding="utf-8")
+            os.rename(self.target, self.root)
+            sync_folder(self.target.parent)
+        finally:
+            self.release()
+
     @property
     def lock(self) -> Path:
         """Who writes now; beside the result, since the result's folder may be replaced."""
@@ -160,8 +184,11 @@ class Job:
             if lacking:
                 raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
             array = self.root / name
-            write_manifest(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
+            manifest.write(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
         store.write_json(self.root / "zarr.json", _group(attributes))
+        groups = {p for name in files for p in PurePosixPath(name).parents}
+        keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{manifest.FILE}" for name in files]
+        manifest.write(self.root, [measure(self.root / key, key) for key in keys])
         # The record goes last: until the result has its name, a killed run must be able to go on.
         shutil.rmtree(self._replaced, ignore_errors=True)
         if self.target.exists():
@@ -224,29 +251,6 @@ class Job:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-
-
-def write_manifest(array: Path, objects: Iterable[Stored]) -> None:
-    """Write length and checksum of every stored object of an array, keyed, so that a swap of two is seen."""
-    path = array / MANIFEST
-    temporary = path.with_name(path.name + PARTIAL)
-    with open(temporary, "w", encoding="ascii") as file:
-        for stored in sorted(objects):
-            file.write(json.dumps(stored) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_manifest(array: Path) -> dict[str, Stored]:
-    """Return the manifest of an array by key."""
-    try:
-        lines = (array / MANIFEST).read_text(encoding="ascii").splitlines()
-        return {s.key: s for s in (Stored(*json.loads(line)) for line in lines)}
-    except FileNotFoundError:
-        raise TomoscaleError(f"{array}: no manifest; only results of tomoscale can be verified") from None
-    except (ValueError, TypeError):
-        raise TomoscaleError(f"{array / MANIFEST}: damaged") from None
 
 
 _journals: dict[str, int] = {}

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 @cache
-def _layer_class() -> type:
-    """Make the class on first use, since Dask takes long to import."""
+def layer_class() -> type:
+    """Return the class of layers, made on first use, since Dask takes long to import."""
     from dask.highlevelgraph import MaterializedLayer
 
     class Layer(MaterializedLayer):
@@ -34,7 +34,7 @@ def title_of(function: Callable[..., Any]) -> str:
 
 def layer(tasks: Mapping[Any, Any], **stated: Any) -> Any:
     """Return tasks as a layer of a graph that carries facts."""
-    return _layer_class()(tasks, **stated)
+    return layer_class()(tasks, **stated)
 
 
 def facts(array: da.Array) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _stamp(result: Any, origin: Origin) -> None:
 
 def _lazy(result: Any) -> Iterator[Any]:
     for value in fields_of(result).values():
-        if hasattr(value, "dask"):
+        if hasattr(value, "dask") and hasattr(type(value), "chunks"):
             yield value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
-from annotated_types import Ge, Le, Predicate
+from annotated_types import Ge, Gt, Le, Predicate
 
 from tomoscale.errors import TomoscaleError
 
@@ -29,6 +29,9 @@ Edge = Annotated[int, Ge(0), Predicate(is_odd_or_zero)]
 
 Sigma = tuple[Annotated[float, Ge(0), Le(1000)], ...]
 """Standard deviations in voxels along z, y and x, or one for all; 0 for none."""
+
+Share = Annotated[float, Gt(0), Le(1)]
+"""A share of the whole: above 0, at most 1."""
 
 Shape3 = tuple[Count, Count, Count]
 

@@ -65,7 +65,7 @@ def fold(
     keys, rest = [_key(a) for a in small], (0,) * like.ndim
     call = _Part(function, settled, like)
     chunks = ((1,) * tasks, *((n,) for n in like.shape))
-    parts = _parts(volume, groups, call, chunks, like, small, scratch)
+    parts = parts_of(volume, groups, call, chunks, like, small, scratch)
     name = parts.name
     key = f"once-{name}"
     summed = blocks.layer(
@@ -114,10 +114,10 @@ def stack(
     rest = [slice(0, n) for n in volume.shape[1:]]
     groups = [readings(volume, (s, *rest)) for s in slabs]
     chunks = (blocks.lengths(slabs), *((n,) for n in like.shape))
-    return blocks.once(_parts(volume, groups, function, chunks, like, small, scratch, slabs))
+    return blocks.once(parts_of(volume, groups, function, chunks, like, small, scratch, slabs))
 
 
-def _parts(
+def parts_of(
     volume: Any,
     groups: Sequence[Sequence[Window]],
     call: Callable[..., np.ndarray],
@@ -127,7 +127,33 @@ def _parts(
     scratch: int,
     slabs: Sequence[slice] | None = None,
 ) -> da.Array:
-    """Make the tasks of a pass: one for each group of windows."""
+    """
+    Make the tasks of a pass: one for each group of windows, whose results lie side by side along the first axis.
+
+    Parameters
+    ----------
+    volume : Volume
+        What is read.
+    groups : sequence of sequence of tuple of slice
+        Windows that one task reads, one after the other.
+    call : callable
+        From a `Series`, the slab if there are any, and the small arrays to a part.
+    chunks : tuple of tuple of int
+        Lengths of the parts, as Dask writes them.
+    like : numpy.ndarray
+        Shape and type of one row of a part.
+    small : sequence
+        Small results, or a `Share` of them.
+    scratch : int
+        Bytes that the function holds beyond a window and its result.
+    slabs : sequence of slice, optional
+        What every part stands for.
+
+    Returns
+    -------
+    dask.array.Array
+        The parts, lazy.
+    """
     import dask.array as da
     from dask.highlevelgraph import HighLevelGraph
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tomoscale import blocks
 from tomoscale.blocks import Cost
@@ -28,8 +29,10 @@ class Plan:
         Written one after the other.
     small_bytes : int
         Bytes of arrays that are not lazy.
-    first : tuple of Cost
-        Of the passes over the input for small results, which come before the blocks.
+    first : tuple of (parts.Pass, Cost)
+        Passes that come first, whose parts are kept in the job.
+    before : tuple of Cost
+        Passes over the input for small results, which come before the blocks.
     perhaps : int
         How many of them are left out once a fit has settled.
     """
@@ -37,24 +40,31 @@ class Plan:
     title: str
     passes: tuple[Pass, ...]
     small_bytes: int = 0
-    first: tuple[Cost, ...] = ()
+    first: tuple[tuple[Any, Cost], ...] = ()
+    before: tuple[Cost, ...] = ()
     perhaps: int = 0
 
     @classmethod
     def of(cls, result: Result) -> Plan:
         """Add up a result."""
         small = sum(a.nbytes for a in (*result.once.values(), *result.small.values()))
-        needed = [(s, blocks.facts(s["once"]).get("cost")) for s in result.needed_first().values()]
-        reading = [(s, c) for s, c in needed if c is not None and c.read]
-        perhaps = sum(bool(s.get("settled")) for s, _ in reading)
+        needed = list(result.needed_first().values())
+        first = [(f["kept"], f["cost"]) for f in needed if "kept" in f]
+        costs = [(f, blocks.facts(f["once"]).get("cost")) for f in needed if "once" in f]
+        reading = [(f, cost) for f, cost in costs if cost is not None and cost.read]
         return cls(
-            result.origin.operation, tuple(result.passes), small, tuple(c for _, c in reading), perhaps
+            result.origin.operation,
+            tuple(result.passes),
+            small,
+            tuple(first),
+            tuple(cost for _, cost in reading),
+            sum(bool(f.get("settled")) for f, _ in reading),
         )
 
     @property
     def n_blocks(self) -> int:
         """Blocks of all passes; the scheduler gets one task for each."""
-        return sum(p.n_blocks for p in self.passes)
+        return sum(p.n_blocks for p in self.passes) + sum(len(kept.keys) for kept, _ in self.first)
 
     @property
     def n_graph_tasks(self) -> int:
@@ -68,13 +78,17 @@ class Plan:
     @property
     def block_bytes(self) -> int:
         """Bytes that the largest block holds at once."""
-        return max((c.block for c in (*self.first, *(p.cost for p in self.passes))), default=0)
+        return max((cost.block for cost in (*self._costs, *self.before)), default=0)
 
     @property
     def read(self) -> int:
         """Bytes decoded from storage, without the passes that may be left out."""
-        sure = sorted((c.read for c in self.first), reverse=True)[: len(self.first) - self.perhaps]
-        return sum(sure) + sum(p.cost.read for p in self.passes)
+        sure = sorted((c.read for c in self.before), reverse=True)[: len(self.before) - self.perhaps]
+        return sum(sure) + sum(cost.read for cost in self._costs)
+
+    @property
+    def _costs(self) -> list[Cost]:
+        return [cost for _, cost in self.first] + [p.cost for p in self.passes]
 
     @property
     def written(self) -> int:
@@ -88,6 +102,9 @@ class Plan:
     def describe(self, connection: Connection | None = None, target: Path | None = None) -> str:
         """Return the plan for people."""
         lines = [self.title]
+        for kept, _ in self.first:
+            n = len(kept.keys)
+            lines.append(f"  first              {kept.title}, {n} part{'s' * (n > 1)}")
         for p in self.passes:
             for name, array in p.arrays.items():
                 lines.append(
@@ -106,8 +123,8 @@ class Plan:
                 f"(limit {human_bytes(connection.memory)} each)"
             )
         lines.append(memory)
-        if self.first:
-            sure = len(self.first) - self.perhaps
+        if self.before:
+            sure = len(self.before) - self.perhaps
             more = f", up to {self.perhaps} more until they settle" if self.perhaps else ""
             lines.append(f"  passes             {sure} before the blocks{more}, {len(self.passes)} with them")
         lines.append(

@@ -13,7 +13,7 @@ import numpy as np
 from tomoscale import blocks
 from tomoscale.blocks import Cost
 from tomoscale.errors import TomoscaleError
-from tomoscale.operation import Origin, fields_of
+from tomoscale.operation import Origin, fields_of, versions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Result:
     small : mapping
         Arrays that are there already.
     tables : mapping
-        Tables, written beside the output.
+        Tables, written beside the output; lazy ones (`parts.derived`) are computed with the first results.
     """
 
     lazy: Mapping[str, Any]
@@ -73,11 +73,11 @@ class Result:
         for name, value in fields.items():
             if "once" in _facts(value):
                 once[name] = value
-            elif hasattr(value, "dask"):
+            elif _is_lazy(value):
                 lazy[name] = value
             elif isinstance(value, np.ndarray):
                 small[name] = value
-            elif hasattr(value, "column_names"):
+            elif hasattr(value, "column_names") or hasattr(value, "dask"):
                 tables[name] = value
             else:
                 raise TomoscaleError(
@@ -98,6 +98,23 @@ class Result:
                 return _facts(array)["origin"]
         return Origin("run.write", {}, {}, [])
 
+    def header(self) -> dict[str, Any]:
+        """Return the fingerprint: what must be equal for a run to go on."""
+        arrays = {
+            name: {"shape": list(a.shape), "dtype": str(a.dtype), "chunks": list(stored_chunks(a))}
+            for name, a in self.arrays.items()
+        }
+        return {**self.made_by(), "arrays": arrays}
+
+    def made_by(self) -> dict[str, Any]:
+        """Return operation, parameters, inputs and versions."""
+        return {
+            "operation": self.origin.operation,
+            "parameters": self.origin.parameters,
+            "inputs": self.origin.inputs,
+            "versions": versions(),
+        }
+
     @property
     def passes(self) -> list[Pass]:
         """Arrays that the same tasks yield, together."""
@@ -113,29 +130,38 @@ class Result:
 
     def needed_first(self) -> dict[Any, dict[str, Any]]:
         """
-        Return the small arrays that must be computed before the blocks, each after those that it needs.
+        Return what must be computed before the blocks, each after what it needs, in the same order every time.
 
         Returns
         -------
         dict
-            What is stated about each (`once` is its lazy parts) by its key in the graph.
+            The facts of its layer (`once`: its lazy parts; `kept`: a pass) by its key in the graph.
         """
-        found: dict[Any, dict[str, Any]] = {}
-        for array in (*self.lazy.values(), *self.once.values()):
-            layers, needs = array.dask.layers, array.dask.dependencies
-            order = list(layers)
-            sorter = TopologicalSorter({n: sorted(needs[n], key=order.index) for n in order})
-            for name in sorter.static_order():
-                stated = getattr(layers[name], "facts", {})
-                if "once" in stated:
-                    found[(name,) + (0,) * len(stated["stored"])] = stated
-        return found
+        layers: dict[str, Any] = {}
+        needs: dict[str, Any] = {}
+        for value in self._made():
+            layers.update(value.dask.layers)
+            needs.update(value.dask.dependencies)
+        order = {name: i for i, name in enumerate(layers)}
+        sorter = TopologicalSorter({n: sorted(needs[n], key=order.__getitem__) for n in order})
+        stated = [(name, getattr(layers[name], "facts", {})) for name in sorter.static_order()]
+        return {
+            (name,) + (0,) * (len(facts["stored"]) if "once" in facts else 0): facts
+            for name, facts in stated
+            if "once" in facts or "kept" in facts
+        }
+
+    def _made(self) -> list[Any]:
+        """Return all lazy values of the result."""
+        return [
+            v for v in (*self.lazy.values(), *self.once.values(), *self.tables.values()) if hasattr(v, "dask")
+        ]
 
     def graph(self) -> dict[Any, Any]:
         """Return the tasks of all lazy arrays."""
         merged: dict[Any, Any] = {}
-        for array in (*self.lazy.values(), *self.once.values()):
-            for layer in array.dask.layers.values():
+        for value in self._made():
+            for layer in value.dask.layers.values():
                 merged.update(layer)
         return merged
 
@@ -148,7 +174,12 @@ class Result:
 
 
 def _facts(value: Any) -> dict[str, Any]:
-    return blocks.facts(value) if hasattr(value, "dask") else {}
+    return blocks.facts(value) if _is_lazy(value) else {}
+
+
+def _is_lazy(value: Any) -> bool:
+    """Tell a lazy array from a lazy table."""
+    return hasattr(value, "dask") and hasattr(type(value), "chunks")
 
 
 def stored_chunks(array: Any) -> tuple[int, ...]:

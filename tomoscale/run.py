@@ -9,6 +9,7 @@ run that is stopped at any moment goes on where it was.
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -18,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, passes, schedule, store, worker
+from tomoscale import blocks, cluster, parts, passes, schedule, store, worker
 from tomoscale.chunks import ChunkFiles, Stored
 from tomoscale.cluster import Connection
 from tomoscale.errors import TomoscaleError
 from tomoscale.journal import Job
-from tomoscale.operation import versions
 from tomoscale.plan import Plan, check_place
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
@@ -118,13 +118,14 @@ class _Writing:
         self.job = Job(target.absolute())
         self.begin = time.monotonic()
         self.peak_bytes = 0
+        self.found: dict[str, Any] = {}
 
     def say(self, text: str) -> None:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
-        resumed = self.job.begin(self.header(), overwrite=overwrite)
+        resumed = self.job.begin(self.result.header(), overwrite=overwrite)
         try:
             self.prepare()
             if workers.dashboard:
@@ -141,7 +142,7 @@ class _Writing:
                 self.execute(one, list(self.tasks(one, graph, files, done)), workers, keep_going, later)
             for name, array in {**first, **self.result.small}.items():
                 self.job.append(name, {name: files[name].write((0,) * array.ndim, array)})
-            self.write_tables()
+            self.write_tables(graph)
             with schedule.interruptible() as signals, signals.noted():
                 self.job.finish(files, self.attributes())
         finally:
@@ -160,23 +161,6 @@ class _Writing:
             for array in one.arrays.values():
                 blocks.facts(array).get("prepare", lambda: None)()
         patience.cancel()
-
-    def header(self) -> dict[str, Any]:
-        """Return the fingerprint: what must be equal for a run to go on."""
-        arrays = {
-            name: {"shape": list(a.shape), "dtype": str(a.dtype), "chunks": list(stored_chunks(a))}
-            for name, a in self.result.arrays.items()
-        }
-        return {**self.made_by(), "arrays": arrays}
-
-    def made_by(self) -> dict[str, Any]:
-        """Return operation, parameters, inputs and versions."""
-        return {
-            "operation": self.origin.operation,
-            "parameters": self.origin.parameters,
-            "inputs": self.origin.inputs,
-            "versions": versions(),
-        }
 
     def create(self) -> dict[str, ChunkFiles]:
         """Create the groups and the arrays, marked incomplete."""
@@ -197,6 +181,9 @@ class _Writing:
         from dask.optimization import cull
 
         for number, (key, facts) in enumerate(self.result.needed_first().items()):
+            if "kept" in facts:
+                graph[key] = self.keep_parts(facts["kept"], graph, workers)
+                continue
             kept = self.job.load_once(number)
             if kept is None:
                 kept = passes.known(graph, facts)
@@ -225,6 +212,26 @@ class _Writing:
             self.job.keep_once(number, kept)
             passes.place(graph, key, facts, kept)
         return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
+
+    def keep_parts(self, one: parts.Pass, graph: dict[Any, Any], workers: Connection) -> parts.StoredParts:
+        """Make the parts of a pass that are not there yet; return the reference to all of them."""
+        from dask.optimization import cull
+
+        stored = parts.StoredParts(self.job.folder, one.name, len(one.keys))
+        tasks = [
+            Task(f"{one.title} {i}", lambda i=i, k=k: (worker.keep_part, (cull(graph, [k])[0], k, stored, i)))  # type: ignore[misc]
+            for i, k in enumerate(one.keys)
+            if not stored.path(i).exists()
+        ]
+        title = f"{self.origin.operation}: {one.title}"
+        with Progress(title, len(tasks), quiet=self.quiet or len(tasks) < 2) as progress:
+
+            def done(task: Task, peak_bytes: int) -> None:
+                self.peak_bytes = max(self.peak_bytes, peak_bytes)
+                progress.advance()
+
+            execute(tasks, workers, done, tick=self.job.beat).check(self.origin.operation, self.plan.n_blocks)
+        return stored
 
     def tasks(
         self,
@@ -274,11 +281,15 @@ class _Writing:
             )
         outcome.check(self.origin.operation, later)
 
-    def write_tables(self) -> None:
-        """Write the tables beside the output."""
+    def write_tables(self, graph: dict[Any, Any]) -> None:
+        """Write the tables beside the output; what they say of the whole goes into the attributes."""
         import pyarrow.parquet
+        from dask.optimization import cull
 
         for table in self.result.tables.values():
+            if hasattr(table, "dask"):
+                table = worker.compute(cull(graph, [table.key])[0], [table.key])[0]
+            self.found |= json.loads((table.schema.metadata or {}).get(b"tomoscale", b"{}"))
             final = self.job.target.with_suffix(".parquet")
             temporary = final.with_name(f".{final.name}.partial")
             pyarrow.parquet.write_table(table, temporary)
@@ -287,7 +298,7 @@ class _Writing:
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the complete group: history, and what viewers read."""
         step = {
-            **self.made_by(),
+            **self.result.made_by(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": round(time.monotonic() - self.begin, 1),
             "peak_bytes": self.peak_bytes,
@@ -296,6 +307,7 @@ class _Writing:
             "complete": True,
             "arrays": list(self.result.arrays),
             "history": [*self.origin.history, step],
+            **({"found": self.found} if self.found else {}),
         }
         found: dict[str, Any] = {"tomoscale": record}
         image = self.result.image()

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from tomoscale import journal, metadata, passes, store, worker
-from tomoscale.chunks import ChunkFiles, Stored, measure
+from tomoscale import blocks, cluster, manifest, metadata, run, store
+from tomoscale.chunks import Stored, measure
 from tomoscale.errors import DamagedError, TomoscaleError
+from tomoscale.grid import spans
+from tomoscale.journal import Job
 from tomoscale.operation import command
+from tomoscale.plan import check_place
 from tomoscale.progress import Progress, human_bytes
-from tomoscale.result import Result, stored_chunks
+from tomoscale.result import Result
+
+SHOWN = 20
+"""Damaged objects that an error names."""
+MANY = 4096
+"""Objects handed to threads at a time."""
 
 
 class Damage(NamedTuple):
-    """An object that is not what the manifest says, and in which way."""
+    """An object that is not what the manifest says, and in which way; `array` is empty for the group itself."""
 
     array: str
     key: str
     reason: str
+
+    @property
+    def name(self) -> str:
+        """Path of the object within the result."""
+        return f"{self.array}/{self.key}".lstrip("/")
 
 
 @command("verify")
@@ -58,19 +71,27 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bo
     """
     arrays = _arrays(path)
     damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
+    repaired = ""
     if damaged and repair:
-        again = repair_blocks(path, damaged)
+        make_again(path, damaged)
+        repaired = f", {len(damaged)} of them made again"
         damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
-        if not damaged:
-            return _report(path, [], n_objects, n_bytes, as_json, f", {again} blocks made again")
-    if damaged and not as_json:
-        listed = "; ".join(f"{d.array}/{d.key}: {d.reason}" for d in damaged[:20])
-        more = f" and {len(damaged) - 20} more" if len(damaged) > 20 else ""
-        raise DamagedError(f"{path}: {len(damaged)} of {n_objects} objects are damaged: {listed}{more}")
-    return _report(path, damaged, n_objects, n_bytes, as_json)
+    found = {
+        "path": str(path),
+        "objects": n_objects,
+        "bytes": n_bytes,
+        "damaged": [d._asdict() for d in damaged],
+    }
+    if damaged:
+        listed = "; ".join(f"{d.name}: {d.reason}" for d in damaged[:SHOWN])
+        more = f" and {len(damaged) - SHOWN} more, `--json` lists them" if len(damaged) > SHOWN else ""
+        error = DamagedError(f"{path}: {len(damaged)} of {n_objects} objects are damaged: {listed}{more}")
+        error.found = found if as_json else None
+        raise error
+    return found if as_json else f"{path}: {n_objects} objects, {human_bytes(n_bytes)}: intact{repaired}"
 
 
-def find_damage(path: Path, arrays: list[str], *, quick: bool) -> tuple[list[Damage], int, int]:
+def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[list[Damage], int, int]:
     """
     Compare stored objects with the manifests.
 
@@ -90,39 +111,53 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool) -> tuple[list[Dam
     n_objects, n_bytes : int
         What was looked at.
     """
-    wanted = [(name, o) for name in arrays for o in journal.read_manifest(path / name).values()]
-    n_bytes = sum(o.length for _, o in wanted)
     damaged: list[Damage] = []
+    wanted: list[tuple[str, Stored]] = []
+    for node in ("", *arrays):  # the group's own manifest lists the metadata and the manifests of the arrays
+        try:
+            wanted += [(node, o) for o in manifest.read(path / node).values()]
+        except DamagedError as error:
+            damaged.append(Damage(node, manifest.FILE, str(error).rpartition(": ")[2]))
+    n_bytes = sum(o.length for _, o in wanted)
+    compare = functools.partial(_compare, path, quick=quick)
     with (
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
         Progress(f"verify {path.name}", len(wanted), block_bytes=n_bytes / max(1, len(wanted))) as progress,
     ):
-        for found in threads.map(lambda w: _compare(path, *w, quick=quick), wanted):
-            progress.advance()
-            if found:
-                damaged.append(found)
+        for few in spans(len(wanted), MANY):  # a bounded number of calls at a time
+            for found in threads.map(compare, wanted[few]):
+                progress.advance()
+                if found and found not in damaged:
+                    damaged.append(found)
     return damaged, len(wanted), n_bytes
 
 
-def _compare(path: Path, name: str, wanted: Stored, *, quick: bool) -> Damage | None:
-    file = path / name / wanted.key
+def _compare(path: Path, object: tuple[str, Stored], *, quick: bool) -> Damage | None:
+    node, wanted = object
+    file = path / node / wanted.key
     try:
         length = file.stat().st_size
         if length != wanted.length:
-            return Damage(name, wanted.key, f"{length} bytes, {wanted.length} were written")
+            return Damage(node, wanted.key, f"{length} bytes, {wanted.length} were written")
         if not quick and measure(file).crc != wanted.crc:
-            return Damage(name, wanted.key, "its bytes have changed")
+            return Damage(node, wanted.key, "its bytes have changed")
     except FileNotFoundError:
-        return Damage(name, wanted.key, "missing")
+        return Damage(node, wanted.key, "missing")
     except OSError as error:
-        return Damage(name, wanted.key, f"cannot be read: {error.strerror}")
+        return Damage(node, wanted.key, f"cannot be read: {error.strerror}")
     return None
 
 
 def _arrays(path: Path) -> list[str]:
     """Return the arrays of a complete result."""
     if not path.is_dir():
-        raise TomoscaleError(f"{path}: does not exist or is no Zarr directory")
+        unfinished = path.with_name(path.name + store.INCOMPLETE).is_dir()
+        why = (
+            "its run is not finished; run the same command again"
+            if unfinished
+            else "does not exist or is no Zarr directory"
+        )
+        raise TomoscaleError(f"{path}: {why}")
     record = metadata.attributes_of(path).get("tomoscale")
     if record is None:
         raise TomoscaleError(
@@ -133,21 +168,15 @@ def _arrays(path: Path) -> list[str]:
     return sorted(record["arrays"])
 
 
-def _report(
-    path: Path, damaged: list[Damage], n_objects: int, n_bytes: int, as_json: bool, more: str = ""
-) -> Any:
-    if as_json:
-        listed = [d._asdict() for d in damaged]
-        return {"path": str(path), "objects": n_objects, "bytes": n_bytes, "damaged": listed}
-    return f"{path}: {n_objects} objects, {human_bytes(n_bytes)}: intact{more}"
-
-
 # ---------------------------------------------------------------- repair
 
 
-def repair_blocks(path: Path, damaged: list[Damage]) -> int:
+def make_again(path: Path, damaged: list[Damage]) -> None:
     """
-    Compute the blocks of damaged objects again and write them in place.
+    Compute what is damaged again.
+
+    The result becomes an unfinished one that holds all that is intact, and its run goes on: on the workers, with
+    progress, and, if it is stopped, by the same command.
 
     Parameters
     ----------
@@ -156,57 +185,34 @@ def repair_blocks(path: Path, damaged: list[Damage]) -> int:
     damaged : list of Damage
         What to make again.
 
-    Returns
-    -------
-    int
-        Number of blocks made.
-
     Raises
     ------
     TomoscaleError
         The inputs are not there any more, or are not what they were.
     """
-    result = Result.of(_made_again(path))
-    manifests = {name: journal.read_manifest(path / name) for name in result.arrays}
-    files = {name: _files(path / name, array) for name, array in result.arrays.items()}
-    bad = {(d.array, d.key) for d in damaged}
-    graph = result.graph()
-    small = dict(result.small)
-    for key, facts in result.needed_first().items():
-        kept = passes.known(graph, facts)
-        gathering = passes.Gathering(facts)
-        for i, at in enumerate(gathering.indices if kept is None else ()):
-            gathering.add(i, worker.compute(graph, [(facts["once"].name, *at)])[0])
-        passes.place(graph, key, facts, gathering.value if kept is None else kept)
-    small |= {name: graph[(a.name,) + (0,) * a.ndim] for name, a in result.once.items()}
-    count = 0
-    for name, array in small.items():
-        if any(d.array == name for d in damaged):
-            manifests[name].update({o.key: o for o in files[name].write((0,) * array.ndim, array)})
-            count += 1
-    for one in result.passes:
-        for index in np.ndindex(*one.grid):
-            places = worker.places_of(one, files, index)
-            if any((p.field, k) in bad for p in places for k in p.keys()):
-                fields = worker.compute(graph, [(a.name, *index) for a in one.arrays.values()])
-                for place, field in zip(places, fields, strict=True):
-                    manifests[place.field].update({o.key: o for o in place.files.write(place.start, field)})
-                count += 1
-    for name, objects in manifests.items():
-        objects["zarr.json"] = measure(path / name / "zarr.json", "zarr.json")
-        journal.write_manifest(path / name, objects.values())
-    return count
+    with cluster.current() as workers, blocks.planned_for(workers.block_bytes, workers.slots):
+        bad = {d.name for d in damaged}
+        if "zarr.json" in bad:
+            raise TomoscaleError(
+                f"{path}: the record of how it was made (zarr.json) is damaged; run its command again with --overwrite"
+            )
+        made = _made_again(path)
+        result = Result.of(made)
+        intact = {
+            name: [o for o in _recorded(path / name) if f"{name}/{o.key}" not in bad]
+            for name in result.arrays
+        }
+        check_place(path, [])
+        Job(path.absolute()).reopen(result.header(), intact)
+        run.write(made, path, connection=workers)
 
 
-def _files(folder: Path, array: Any) -> ChunkFiles:
-    """Return the files of an array; its metadata are written again if they are damaged."""
+def _recorded(array: Path) -> list[Stored]:
+    """Return the objects of an array that its manifest lists; none if that is damaged."""
     try:
-        files = ChunkFiles.of(folder, metadata.array_info(folder))
-    except TomoscaleError:
-        files = None
-    if files is None or files.shape != array.shape:
-        return store.create_array(folder, array.shape, array.dtype, stored_chunks(array))
-    return files
+        return [o for o in manifest.read(array).values() if o.key != "zarr.json"]
+    except DamagedError:
+        return []
 
 
 def _made_again(path: Path) -> Any:
@@ -221,10 +227,15 @@ def _made_again(path: Path) -> Any:
     wanted = set(inspect.signature(function).parameters) - set(step["parameters"])
     volumes = {n: _input(path, n, record) for n, record in step["inputs"].items() if n in wanted}
     result = function(**volumes, **step["parameters"])
-    now = json.loads(json.dumps(Result.of(result).origin.inputs))
+    now = json.loads(json.dumps(Result.of(result).made_by()))
     for name, record in step["inputs"].items():
-        if now.get(name) != record:
+        if now["inputs"].get(name) != record:
             raise TomoscaleError(f"{path}: its input {name} has changed since; it cannot be made again")
+    newer = [f"{n} {v}" for n, v in now["versions"].items() if step["versions"].get(n) != v]
+    if newer:
+        warnings.warn(
+            f"{path}: its damaged blocks are made with other versions than the rest: {', '.join(newer)}"
+        )
     return result
 
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tomoscale import buffers
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
+from tomoscale.parts import StoredParts
 from tomoscale.result import Pass
 from tomoscale.schedule import retried
 
@@ -65,7 +67,8 @@ def write_block(
     """
     worked = record is None or not job.is_intact(record)
     if worked:
-        fields = retried(compute, graph, keys)
+        with buffers.reused():
+            fields = retried(compute, graph, keys)
         written = {
             p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
         }
@@ -86,6 +89,12 @@ def peak_bytes() -> int:
 def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
     """Compute one part of a small result."""
     return np.asarray(retried(compute, graph, [key])[0])
+
+
+def keep_part(graph: dict[Any, Any], key: Any, stored: StoredParts, number: int) -> int:
+    """Compute one part of a pass and keep it; return the memory that the worker took."""
+    retried(stored.write, number, retried(compute, graph, [key])[0])
+    return peak_bytes()
 
 
 def compute(graph: dict[Any, Any], keys: list[Any]) -> Any:

@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "add_gradients": "_depth",
     "bin_counts": "_histograms",
     "classes_of": "_histograms",
     "grey_bins": "_clahe",
@@ -28,9 +29,14 @@ _HOME = {
     "normalise_rint": "_clean_frames",
     "optimal_cuts": "_kmeans",
     "otsu_indices": "_otsu",
+    "running_gradients": "_depth",
     "sample": "_kmeans",
     "tile_counts": "_clahe",
     "value_counts": "_histograms",
+    "find_components": "_runs",
+    "join_voxels": "_runs",
+    "grow": "_growth",
+    "paint": "_growth",
 }
 
 __all__ = [*_HOME, "reference"]  # noqa: PLE0604

@@ -1,0 +1,363 @@
+"""Diffraction blobs by the double threshold: seeds, growth by each blob's own maximum, size filter, table."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from tomoscale import blocks, bricks, growth, noise, parts
+from tomoscale.blocks import Field, Index
+from tomoscale.errors import TomoscaleError
+from tomoscale.growth import AXES, FATES, WHO, Rules
+from tomoscale.operation import operation
+from tomoscale.parameters import Count, Rect, Shape3, Share, Volume
+
+Level = float | str
+"""A threshold in counts, or a multiple of the noise: "8 sigma"."""
+
+
+class Blobs(NamedTuple):
+    """A volume of labels and a table with one row per blob; both lazy."""
+
+    labels: Any
+    table: Any
+
+
+@operation("blobs")
+def segment(
+    frames: Volume,
+    *,
+    seed_threshold: Level,
+    tau: Share = 0.1,
+    c_min: Level,
+    c_max: Level = math.inf,
+    range: Literal["literal", "clip"] = "literal",
+    min_seed_voxels: Count = 1,
+    min_size: Shape3 = (1, 1, 1),
+    max_size: Shape3 | None = None,
+    connectivity: Literal[6, 26] = 6,
+    overlaps: Literal["keep", "claim"] = "keep",
+    wrap: bool = False,
+    exclude: tuple[Rect, ...] = (),
+) -> Blobs:
+    """
+    Find the diffraction blobs of a scan by a double threshold.
+
+    Bright voxels are seeds; each grows down to a share of its own maximum. The result is the same, bit for bit,
+    for every chunking and any number of workers.
+
+    Parameters
+    ----------
+    frames : (frame, row, column)
+        Cleaned frames (of `background.remove`): integers of up to 32 bits, or floats. NaN is below every
+        threshold.
+    seed_threshold
+        Connected voxels of at least this are a seed: counts, or a multiple of the noise such as `8 sigma`.
+    tau
+        Share of its maximum down to which a blob grows.
+    c_min
+        Counts, or sigma, below which no blob grows; positive, and not above the seed threshold.
+    c_max
+        Counts, or sigma; for `literal` the most that a voxel of a blob may have, for `clip` the most that the
+        lower limit is raised to.
+    range
+        Voxels of a blob of maximum M: `literal` max(c_min, tau M) <= I <= min(c_max, M) (as published [1]_), or
+        `clip` I >= tau M clipped to [c_min, c_max].
+    min_seed_voxels
+        Smaller seeds are left out.
+    min_size, max_size
+        Smallest and largest box of a blob: frames, rows, columns. Hot pixels are one pixel wide: 1,3,3.
+    connectivity
+        Neighbours of a voxel, 6 or 26.
+    overlaps
+        Where blobs overlap, `keep`: each counts all its voxels in the table, and in the labels they belong to the
+        brighter one; `claim`: voxels of a brighter blob are gone for fainter ones, and a seed whose maximum is
+        gone is absorbed. Blobs that the size filter rejects take no voxels.
+    wrap
+        The scan is a full turn: the last frame meets the first. A blob across the seam ends beyond the last frame.
+    exclude
+        Rectangles `r0:r1,c0:c1` of pixels without blobs, the direct beam; may be repeated.
+
+    Returns
+    -------
+    Blobs
+        Lazy: `labels` (frame, row, column) uint32, 0 where there is none, numbered by descending maximum (of
+        equals, by the smaller linear index); `table`, `.compute()` of which is a pyarrow Table, and which
+        `run.write` puts beside the output as Parquet.
+
+    Raises
+    ------
+    TomoscaleError
+        Thresholds that contradict each other, or {I >= c_min} is no longer separate components.
+
+    Notes
+    -----
+    A voxel is compared as a float64. sigma is 1.4826 times the median absolute deviation of a fixed sample of the
+    frames, up to 64 boxes of 64^3 voxels whose places depend on the shape only; it is read when this is called.
+
+    References
+    ----------
+    .. [1] J. P. C. Bertoldo, "Segmentation for diffraction contrast tomography", Centre de Morphologie
+       Mathématique, Mines ParisTech, 31 May 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tomoscale import blobs
+    >>> scan = np.zeros((9, 20, 20), np.float32)
+    >>> scan[3:6, 4:8, 4:8], scan[4, 5, 5] = 20, 100
+    >>> found = blobs.segment(scan, seed_threshold=50, c_min=5)
+    >>> found.table.compute().select(["label", "peak", "voxels", "row"]).to_pylist()
+    [{'label': 1, 'peak': 100.0, 'voxels': 48, 'row': 5.461538461538462}]
+    >>> int((found.labels.compute() == 1).sum())
+    48
+    """
+    shape = _scan_shape(frames)
+    relative = any(map(noise.is_relative, (seed_threshold, c_min, c_max)))
+    sigma = noise.sigma_of(frames, exclude) if relative else None
+    levels = {
+        name: noise.in_counts(name, level, sigma)
+        for name, level in (("seed_threshold", seed_threshold), ("c_min", c_min), ("c_max", c_max))
+    }
+    _check(**levels, literal=range == "literal")
+    _check_sizes(min_size, max_size)
+    _check_exclude(exclude, shape)
+    largest = max_size or tuple(np.iinfo(np.int64).max for _ in AXES)
+    how = _growth(levels, tau, range, min_seed_voxels, (min_size, largest), connectivity, overlaps, wrap)
+    rules = _plan(frames, how, exclude)
+    omega = _omega_of(frames, shape[0])
+    return _lay_out(frames, rules, omega, sigma)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _scan_shape(frames: Any) -> tuple[int, int, int]:
+    if frames.ndim != 3:
+        raise TomoscaleError(f"{WHO}: frames have shape {frames.shape}; expected (frame, row, column)")
+    kind, size = frames.dtype.kind, frames.dtype.itemsize
+    if not (kind == "f" and size <= 8) and not (kind in "iu" and size <= 4):
+        raise TomoscaleError(
+            f"{WHO}: frames are {frames.dtype}; expected integers of up to 32 bits, or floats: convert them first"
+        )
+    return frames.shape
+
+
+def _check(*, seed_threshold: float, c_min: float, c_max: float, literal: bool) -> None:
+    if not 0 < c_min < math.inf:
+        raise TomoscaleError(f"{WHO}: c_min={c_min:g}; it must be positive, a few times the noise")
+    if c_min > c_max:
+        raise TomoscaleError(f"{WHO}: c_min={c_min:g} exceeds c_max={c_max:g}")
+    if not c_min <= seed_threshold < math.inf:
+        raise TomoscaleError(
+            f"{WHO}: c_min={c_min:g} exceeds seed_threshold={seed_threshold:g}; blobs grow downwards from their seeds"
+        )
+    if literal and c_max < seed_threshold:
+        raise TomoscaleError(
+            f"{WHO}: c_max={c_max:g} is below seed_threshold={seed_threshold:g}: with range='literal' no seed is part of "
+            "its blob; raise c_max, or take range='clip'"
+        )
+
+
+def _check_sizes(smallest: tuple[int, ...], largest: tuple[int, ...] | None) -> None:
+    for axis, low, high in zip(AXES, smallest, largest or smallest, strict=True):
+        if low > high:
+            raise TomoscaleError(f"{WHO}: min_size {low} exceeds max_size {high} along the {axis}s")
+
+
+def _check_exclude(exclude: tuple[Rect, ...], shape: tuple[int, int, int]) -> None:
+    for rect in exclude:
+        for (start, stop), size in zip(rect, shape[1:], strict=True):
+            if not 0 <= start < stop <= size:
+                raise TomoscaleError(
+                    f"{WHO}: exclude {start}:{stop} lies outside frames of {shape[1]} x {shape[2]}"
+                )
+
+
+def _omega_of(frames: Any, n_frames: int) -> Any:
+    omega = frames.sibling("omega")
+    if omega is not None and omega.shape != (n_frames,):
+        raise TomoscaleError(f"{WHO}: omega has shape {omega.shape}, there are {n_frames} frames")
+    return omega
+
+
+# ---------------------------------------------------------------- plan
+
+
+def _growth(
+    levels: dict[str, float], tau: float, range: str, seeds: int, sizes: Any, connectivity: int, overlaps: str,
+    wrap: bool,
+) -> Any:  # fmt: skip
+    from tomoscale.kernels._growth import Growth
+
+    return Growth(
+        levels["seed_threshold"], tau, levels["c_min"], levels["c_max"], range == "literal", seeds,
+        np.array(sizes, np.int64), connectivity, overlaps == "claim", wrap,
+    )  # fmt: skip
+
+
+def _plan(frames: Any, how: Any, exclude: tuple[Rect, ...]) -> Rules:
+    """Cut the scan, so that the dearest pass fits."""
+    itemsize = max(4, frames.dtype.itemsize)
+    resources = blocks.resources()
+
+    def cost(edges: tuple[int, ...]) -> int:
+        one = Rules(bricks.Bricks(frames.shape, edges, edges), how, exclude, 0, itemsize)
+        n_voxels, chunk = math.prod(edges), math.prod(frames.chunks) * itemsize
+        find = n_voxels * itemsize + growth.find_bytes(edges, itemsize, bool(exclude)) + chunk
+        return max(find, one.gather_bytes, n_voxels * 4 + chunk)
+
+    cut = bricks.cut(
+        frames.shape, frames.chunks, cost, itemsize=4, block_bytes=resources.block_bytes,
+        threads=resources.threads, who=WHO,
+    )  # fmt: skip
+    return Rules(cut, how, exclude, resources.block_bytes, itemsize)
+
+
+def _lay_out(frames: Any, rules: Rules, omega: Any, sigma: float | None) -> Blobs:
+    cut = rules.bricks
+    kept = functools.partial(parts.kept, token=cut.token)
+    find_bytes = growth.find_bytes(cut.edges, rules.itemsize, bool(rules.exclude))
+    found = kept(
+        growth.find_components, lambda n: (frames.at(cut.window(n)), n, rules), cut.count, scratch=find_bytes
+    )
+    joined = kept(
+        growth.join_components, lambda n: (rules,), 1, small=[found], scratch=rules.join_bytes
+    )
+    grown = kept(
+        growth.grow_blobs, lambda n: (n, rules), cut.count, small=[found, joined], scratch=rules.gather_bytes
+    )
+    numbered = kept(growth.number_blobs, lambda n: (rules,), 1, small=[grown], scratch=rules.join_bytes)
+
+    def arguments(index: Index) -> tuple[Any, ...]:
+        return int(np.ravel_multi_index(index, cut.grid)), rules
+
+    field = Field(np.dtype("u4"), cut.chunks, cut.stored)
+    small = [grown, joined, numbered]
+    labels = blocks.map_blocks(growth.paint_labels, arguments, {"labels": field}, small=small)["labels"]
+    beside = {} if omega is None else {"omega": omega}
+    blocks.state(
+        labels,
+        image="scan",
+        carried={name: blocks.copied(volume) for name, volume in beside.items()},
+        beside={name: volume.identity() for name, volume in beside.items()},
+        prepare=functools.partial(prepare, frames.dtype, rules.how),
+    )
+    angles = None if omega is None else omega.whole().astype(np.float64)
+    return Blobs(labels, parts.derived(table_of, numbered, rules, angles, sigma))
+
+
+def prepare(dtype: np.dtype, how: Any) -> None:
+    """Compile the kernels on a scan of one blob."""
+    scan = np.zeros((4, 4, 4), dtype)
+    rules = Rules(bricks.Bricks(scan.shape, (4, 4, 4), (4, 4, 4)), how, (), 0, dtype.itemsize)
+    top = how.seed if dtype.kind == "f" else min(math.ceil(how.seed), np.iinfo(dtype).max)
+    scan[1:3, 1:3, 1:3] = top
+    found = [growth.find_components(scan, 0, rules)]
+    joined = [growth.join_components(rules, found)]
+    grown = [growth.grow_blobs(0, rules, found, joined)]
+    growth.paint_labels(0, rules, grown, joined, [growth.number_blobs(rules, grown)])
+
+
+# ---------------------------------------------------------------- table
+
+
+def table_of(rules: Rules, omega: np.ndarray | None, sigma: float | None, numbered: Any) -> Any:
+    """
+    Return the table of blobs.
+
+    Parameters
+    ----------
+    rules : Rules
+        Shape of the scan, thresholds.
+    omega : (frame,), optional
+        Degrees.
+    sigma : float, optional
+        Noise, where thresholds are multiples of it.
+    numbered : sequence of mapping
+        Its only item is what `growth.number_blobs` returned.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row per blob; what holds for all of them, and the brightest rejected seeds, in its metadata.
+    """
+    import pyarrow as pa
+
+    rows, shape = numbered[0], rules.bricks.shape
+    integers, sums = rows["integers"], rows["sums"]
+    peak = dict(zip(AXES, np.unravel_index(rows["index"], shape), strict=True))
+    columns: dict[str, Any] = {
+        "label": np.arange(1, len(integers) + 1, dtype=np.uint32),
+        "peak": rows["peak"],
+        **{f"peak_{a}": peak[a].astype(np.int64) for a in AXES},
+        "voxels": integers[:, 1],
+    }
+    for i, axis in enumerate(AXES):
+        columns[f"{axis}_min"], columns[f"{axis}_max"] = integers[:, 2 + 2 * i], integers[:, 3 + 2 * i]
+    columns["intensity"] = sums[:, 0]
+    way = sums[:, 1:4] / sums[:, :1]
+    for i, axis in enumerate(AXES):
+        top = peak[axis] + np.where(peak[axis] < columns[f"{axis}_min"], shape[i], 0)
+        columns[axis] = top + way[:, i]
+    columns["omega"] = _angle_at(columns["frame"], omega)
+    columns |= _second_moments(sums, way)
+    columns["seed_voxels"] = integers[:, 0]
+    columns["touches_border"] = _touches_border(integers, shape, rules.how.wrap)
+    columns["absorbed_into"] = rows["absorbed_into"].astype(np.uint32)
+    found = json.dumps({"blobs": found_of(rules, sigma, rows)})
+    return pa.table(columns).replace_schema_metadata({"tomoscale": found})
+
+
+def _angle_at(frame: np.ndarray, omega: np.ndarray | None) -> Any:
+    """Return degrees at a frame and its fraction, going on evenly beyond the last one; nulls without angles."""
+    if omega is None:
+        import pyarrow as pa
+
+        return pa.nulls(len(frame), pa.float64())
+    step = (omega[-1] - omega[0]) / max(1, len(omega) - 1)
+    beyond = np.maximum(0, frame - (len(omega) - 1))
+    return np.interp(frame, np.arange(len(omega)), omega) + beyond * step
+
+
+def _second_moments(sums: np.ndarray, way: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the intensity-weighted second central moments, in squares of pixels and frames."""
+    pairs = [(a, b) for a in (0, 1, 2) for b in (0, 1, 2) if a <= b]
+    return {
+        f"moment_{AXES[a]}_{AXES[b]}": sums[:, 4 + i] / sums[:, 0] - way[:, a] * way[:, b]
+        for i, (a, b) in enumerate(pairs)
+    }
+
+
+def _touches_border(integers: np.ndarray, shape: tuple[int, ...], wrap: bool) -> np.ndarray:
+    ends = [(integers[:, 2 + 2 * i] == 0) | (integers[:, 3 + 2 * i] >= n) for i, n in enumerate(shape)]
+    return np.any(ends[1:] if wrap else ends, axis=0)
+
+
+def found_of(rules: Rules, sigma: float | None, rows: Any) -> dict[str, Any]:
+    """Return what holds for all blobs: thresholds in counts, how many seeds were rejected why, the brightest of them."""
+    boxes, fates = rows["rejected_integers"], rows["rejected_fate"]
+    places = np.stack(np.unravel_index(rows["rejected_index"], rules.bricks.shape), 1)
+    rejected = [
+        {
+            "reason": FATES[fate], "peak": peak, "position": place, "seed_voxels": box[0], "voxels": box[1],
+            "box": [[box[2], box[3]], [box[4], box[5]], [box[6], box[7]]],
+        }
+        for fate, peak, place, box in zip(
+            fates.tolist(), rows["rejected_peak"].tolist(), places.tolist(), boxes.tolist(), strict=True
+        )
+    ]  # fmt: skip
+    how = rules.how
+    return {
+        "thresholds": {
+            "seed_threshold": how.seed, "c_min": how.c_min, "c_max": None if math.isinf(how.c_max) else how.c_max,
+            "sigma": sigma,
+        },
+        "count": int(rows["fates"][0]),
+        "rejected": dict(zip(FATES[1:], rows["fates"][1:].tolist(), strict=True)),
+        "brightest_rejected": rejected,
+    }  # fmt: skip

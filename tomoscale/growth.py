@@ -1,0 +1,321 @@
+"""
+The passes of `blobs.segment`: find components, join them, grow blobs, number them, paint labels.
+
+Every growth limit is at least c_min, so that a blob lies inside one component of {I >= c_min}. A block keeps of its
+voxels only the components that hold a seed voxel or touch an open face; joined across the faces and with the seedless
+ones dropped, each is a problem of its own, solved where its first voxel lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tomoscale import kernels, labels
+from tomoscale.blocks import Window, shape_of, volume_of
+from tomoscale.bricks import Bricks
+from tomoscale.errors import TomoscaleError
+from tomoscale.parameters import Rect
+from tomoscale.progress import human_bytes
+
+WHO = "blobs.segment"
+FATES = ("kept", "too few seed voxels", "above c_max", "absorbed", "too small", "too large")
+SHOWN = 50
+"""Rejected seeds that are listed for every reason, the brightest."""
+PERCOLATING = 1 << 17
+"""Voxels from which a component that holds most of the foreground is no blob."""
+BYTES_PER_SEED = 400
+AXES = ("frame", "row", "column")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    What all passes know.
+
+    Parameters
+    ----------
+    bricks : Bricks
+        The blocks.
+    how : tomoscale.kernels._growth.Growth
+        Thresholds in counts, and rules.
+    exclude : tuple of Rect
+        Pixels without blobs.
+    block_bytes : int
+        Bytes that one task may hold.
+    itemsize : int
+        Bytes of a voxel.
+    """
+
+    bricks: Bricks
+    how: Any
+    exclude: tuple[Rect, ...]
+    block_bytes: int
+    itemsize: int
+
+    @property
+    def most_gathered(self) -> int:
+        """Voxels that one task may gather."""
+        return max(1 << 18, int(np.prod(self.bricks.edges, dtype=np.int64)) // 6)
+
+    @property
+    def gather_bytes(self) -> int:
+        """Bytes that a task with so many voxels holds."""
+        from tomoscale.kernels._growth import BYTES_PER_VOXEL
+
+        return (BYTES_PER_VOXEL + 3 * self.itemsize) * self.most_gathered
+
+    @property
+    def join_bytes(self) -> int:
+        """Bytes that joining may hold: as much as the other tasks."""
+        return self.gather_bytes
+
+
+def find_bytes(edges: tuple[int, ...], itemsize: int, copies: bool) -> int:
+    """Bytes that finding components holds beyond the voxels."""
+    from tomoscale.kernels._runs import scratch_bytes
+
+    return scratch_bytes(edges, itemsize) + (int(np.prod(edges, dtype=np.int64)) * itemsize if copies else 0)
+
+
+# ---------------------------------------------------------------- A: one read of every block
+
+
+def find_components(frames: np.ndarray, number: int, rules: Rules) -> dict[str, np.ndarray]:
+    """Find the components of a block that may be, or be part of, a blob."""
+    window, shape, how = rules.bricks.window(number), rules.bricks.shape, rules.how
+    frames = as_ranked(frames)
+    masked = _without(frames, window, rules.exclude)
+    faces = labels.open_faces(window, shape, how.wrap)
+    found = kernels.find_components(masked, how.c_min, how.seed, faces, how.connectivity)
+    if found is None or found.voxels.sum() > rules.most_gathered:
+        place = ", ".join(f"{s.start}:{s.stop}" for s in window)
+        raise TomoscaleError(
+            f"{WHO}: too much of [{place}] is at least c_min={how.c_min:g}; blobs would melt into one another: raise c_min"
+        )
+    return {
+        **{n: getattr(found, n) for n in ("line", "start", "stop", "component", "values", "seeded", "voxels")},
+        "shell": labels.in_volume(found.shell, window, shape),
+        "shell_component": found.shell_component,
+        "foreground": np.array([found.foreground, _seed_voxels(frames, masked, how.seed)]),
+    }
+
+
+def as_ranked(frames: np.ndarray) -> np.ndarray:
+    """Return frames in a type that kernels take: half floats are widened."""
+    return frames.astype(np.float32) if frames.dtype == np.float16 else frames
+
+
+def _without(frames: np.ndarray, window: Window, exclude: Sequence[Rect]) -> np.ndarray:
+    """Return frames with excluded pixels at the lowest value."""
+    lowest = np.iinfo(frames.dtype).min if frames.dtype.kind in "iu" else -np.inf
+    masked = frames
+    for part in _inside(window, exclude):
+        masked = frames.copy() if masked is frames else masked
+        masked[part] = lowest
+    return masked
+
+
+def _inside(window: Window, exclude: Sequence[Rect]) -> Iterator[tuple[slice, ...]]:
+    for rect in exclude:
+        pixels = [
+            slice(max(a, s.start) - s.start, min(b, s.stop) - s.start)
+            for (a, b), s in zip(rect, window[1:], strict=True)
+        ]
+        if all(p.start < p.stop for p in pixels):
+            yield (slice(None), *pixels)
+
+
+def _seed_voxels(frames: np.ndarray, masked: np.ndarray, seed: float) -> int:
+    """Count the excluded voxels that reach the seed threshold."""
+    if masked is frames:
+        return 0
+    return int(np.count_nonzero(frames >= seed) - np.count_nonzero(masked >= seed))
+
+
+# ---------------------------------------------------------------- B: faces
+
+
+def join_components(rules: Rules, found: Sequence[Any]) -> dict[str, np.ndarray]:
+    """
+    Join the components of all blocks, drop those without a seed, and say which block takes care of which.
+
+    Every component has a home: the block of its first voxel.
+    """
+    shells = [(part["shell"], part["shell_component"]) for part in found]
+    n_shell = sum(len(i) for i, _ in shells)
+    if n_shell * labels.BYTES_PER_SHELL_VOXEL > rules.join_bytes:
+        raise TomoscaleError(
+            f"{WHO}: {n_shell:,} voxels on the faces of blocks are at least c_min={rules.how.c_min:g}; joining them takes "
+            f"{human_bytes(n_shell * labels.BYTES_PER_SHELL_VOXEL)} of {human_bytes(rules.join_bytes)}: raise c_min, or "
+            "give a larger --memory"
+        )
+    joined = labels.join(
+        [len(part["voxels"]) for part in found],
+        shells,
+        rules.bricks.shape,
+        connectivity=rules.how.connectivity,
+        wrap=rules.how.wrap,
+    )
+    n = len(joined.root)
+    voxels = np.concatenate([np.empty(0, np.int64), *(part["voxels"] for part in found)])
+    seeded = np.concatenate([np.empty(0, bool), *(part["seeded"] for part in found)])
+    size = np.bincount(joined.root, voxels, n)
+    wanted = (np.bincount(joined.root, seeded, n) > 0)[joined.root]
+    foreground = sum(int(part["foreground"][0]) for part in found)
+    _check_percolation(rules, size[joined.root[wanted]], foreground)
+    home = np.where(wanted, joined.block, -1)
+    gathered = np.bincount(home[wanted], voxels[wanted], len(found))
+    if gathered.max(initial=0) > rules.most_gathered:
+        raise TomoscaleError(
+            f"{WHO}: the components of at least c_min={rules.how.c_min:g} that begin in one block have "
+            f"{int(gathered.max()):,} voxels, {rules.most_gathered:,} fit the memory of a task: raise c_min, or give a "
+            "larger --memory"
+        )
+    block = np.repeat(np.arange(len(found)), np.diff(joined.offset))
+    pairs = np.unique(home[wanted] * len(found) + block[wanted])
+    return {"offset": joined.offset, "home": home, "pairs": np.stack(np.divmod(pairs, len(found)))}
+
+
+def _check_percolation(rules: Rules, sizes: np.ndarray, foreground: int) -> None:
+    largest = int(sizes.max(initial=0))
+    if largest > max(PERCOLATING, foreground // 2) and largest > volume_of(_whole(rules)) // 100:
+        raise TomoscaleError(
+            f"{WHO}: c_min={rules.how.c_min:g} percolates: one component holds {largest:,} of the {foreground:,} voxels "
+            "above it; raise c_min"
+        )
+
+
+def _whole(rules: Rules) -> Window:
+    return tuple(slice(0, n) for n in rules.bricks.shape)
+
+
+# ---------------------------------------------------------------- C: every component is a problem of its own
+
+
+def grow_blobs(number: int, rules: Rules, found: Sequence[Any], joined: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Grow the blobs of the components at home in a block."""
+    sparse = _gather(number, rules, found, joined[0])
+    if sparse is None:
+        return {}
+    return kernels.grow(sparse, rules.bricks.shape, rules.how)._asdict()
+
+
+def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any:
+    """Bring the voxels of components together, as if there were no blocks: in order, runs in one piece."""
+    from tomoscale.kernels._growth import Sparse
+
+    homes, blocks = joined["pairs"]
+    offset, home = joined["offset"], joined["home"]
+    lines, starts, stops, voxels = [], [], [], []
+    for block in blocks[homes == number]:
+        part, window = found[block], rules.bricks.window(int(block))
+        own = home[offset[block] : offset[block + 1]] == number
+        runs = own[part["component"]]
+        line, start, stop, values = part["line"], part["start"], part["stop"], part["values"]
+        if not runs.all():
+            values = values[np.repeat(runs, stop - start)]
+            line, start, stop = line[runs], start[runs], stop[runs]
+        frame, row = np.divmod(line.astype(np.int64), shape_of(window)[1])
+        lines.append((frame + window[0].start) * rules.bricks.shape[1] + row + window[1].start)
+        starts.append(start + np.int32(window[2].start))
+        stops.append(stop + np.int32(window[2].start))
+        voxels.append(values)
+    if not lines:
+        return None
+    line, start, stop = map(np.concatenate, (lines, starts, stops))
+    values = np.concatenate(voxels)
+    if len(lines) > 1:
+        order = np.lexsort((start, line))
+        values = _reordered(values, stop - start, order)
+        line, start, stop = line[order], start[order], stop[order]
+        opens = np.append(True, (line[1:] != line[:-1]) | (start[1:] != stop[:-1]))
+        closes = np.append(opens[1:], True)
+        line, start, stop = line[opens], start[opens], stop[closes]
+    return Sparse(line, start, stop, values)
+
+
+def _reordered(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Bring runs of voxels into another order."""
+    begin = np.cumsum(lengths, dtype=np.int64) - lengths
+    moved = lengths[order]
+    shift = begin[order] - (np.cumsum(moved, dtype=np.int64) - moved)
+    return values[np.arange(len(values)) + np.repeat(shift, moved)]
+
+
+# ---------------------------------------------------------------- D: one order for all
+
+
+def number_blobs(rules: Rules, grown: Sequence[Any]) -> dict[str, np.ndarray]:
+    """
+    Number the blobs by descending maximum, of equals the smaller index first.
+
+    Returns the rows of all blobs in this order, the label of every seed of every block, and of the rejected seeds
+    how many there are and the brightest.
+    """
+    parts = [_rows(part) for part in grown]
+    counts = [len(p["peak"]) for p in parts]
+    if sum(counts) * BYTES_PER_SEED > rules.join_bytes:
+        raise TomoscaleError(
+            f"{WHO}: {sum(counts):,} seeds need {human_bytes(sum(counts) * BYTES_PER_SEED)} of "
+            f"{human_bytes(rules.join_bytes)}: raise seed_threshold or min_seed_voxels, or give a larger --memory"
+        )
+    rows = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+    offset = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    order = np.lexsort((rows["index"], -rows["peak"]))
+    blobs = order[rows["fate"][order] == 0]
+    if len(blobs) > np.iinfo(np.uint32).max:
+        raise TomoscaleError(f"{WHO}: {len(blobs):,} blobs; labels count to {np.iinfo(np.uint32).max:,}")
+    label = np.zeros(len(order), np.uint32)
+    label[blobs] = np.arange(1, len(blobs) + 1)
+    owner = np.where(rows["owner"] >= 0, rows["owner"] + np.repeat(offset[:-1], counts), -1)
+    owner_label = np.where(owner >= 0, label[owner] if len(label) else 0, 0)
+    kept = {n: rows[n][blobs] for n in ("peak", "index", "integers", "sums")}
+    kept["absorbed_into"] = np.where(owner_label[blobs] == label[blobs], 0, owner_label[blobs])
+    rejected = [order[rows["fate"][order] == f][:SHOWN] for f in range(1, len(FATES))]
+    shown = np.concatenate(rejected)
+    return {
+        **kept,
+        "offset": offset,
+        "label": label,
+        "fates": np.bincount(rows["fate"], minlength=len(FATES)),
+        **{f"rejected_{n}": rows[n][shown] for n in ("fate", "peak", "index", "integers")},
+    }
+
+
+_EMPTY = {
+    "fate": np.empty(0, np.int8),
+    "peak": np.empty(0),
+    "index": np.empty(0, np.int64),
+    "owner": np.empty(0, np.int32),
+    "integers": np.empty((0, 8), np.int64),
+    "sums": np.empty((0, 10)),
+}
+
+
+def _rows(part: Any) -> dict[str, np.ndarray]:
+    try:
+        return {name: part[name] for name in _EMPTY}
+    except KeyError:  # nothing was at home there
+        return _EMPTY
+
+
+# ---------------------------------------------------------------- E: the label volume
+
+
+def paint_labels(
+    number: int, rules: Rules, grown: Sequence[Any], joined: Sequence[Any], numbered: Sequence[Any]
+) -> np.ndarray:
+    """Write the labels of one block."""
+    window, n_rows = rules.bricks.window(number), rules.bricks.shape[1]
+    out = np.zeros(shape_of(window), np.uint32)
+    homes, blocks = joined[0]["pairs"]
+    offset, label = numbered[0]["offset"], numbered[0]["label"]
+    for home in homes[blocks == number]:
+        part, own = grown[home], label[offset[home] : offset[home + 1]]
+        kernels.paint(out, part["line"], part["start"], part["stop"], part["of"], own,
+                      *(s.start for s in window), n_rows)  # fmt: skip
+    return out

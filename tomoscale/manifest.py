@@ -1,0 +1,58 @@
+"""
+What a complete array or group consists of, in a file beside its objects: key, length and checksum of each.
+
+It tells a lost, changed or exchanged object long after the run that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import google_crc32c
+
+from tomoscale.chunks import PARTIAL, Stored
+from tomoscale.errors import DamagedError
+
+FILE = ".manifest.jsonl"
+
+
+def write(node: Path, objects: Iterable[Stored]) -> None:
+    """
+    Write length and checksum of every stored object, keyed, so that a swap of two is seen.
+
+    The last line, with an empty key, is length and checksum of the lines before it.
+    """
+    path = node / FILE
+    temporary = path.with_name(path.name + PARTIAL)
+    lines = b"".join(json.dumps(stored).encode() + b"\n" for stored in sorted(objects))
+    with open(temporary, "wb") as file:
+        file.write(lines + json.dumps(Stored("", len(lines), google_crc32c.value(lines))).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(node: Path) -> dict[str, Stored]:
+    """
+    Return the manifest of an array or a group by key.
+
+    Raises
+    ------
+    DamagedError
+        It is missing, or is not what was written.
+    """
+    try:
+        raw = (node / FILE).read_bytes()
+        lines = raw.splitlines(keepends=True)
+        *objects, check = (Stored(*json.loads(line)) for line in lines)
+        body = raw[: -len(lines[-1])]
+        if check == Stored("", len(body), google_crc32c.value(body)):
+            return {s.key: s for s in objects}
+    except FileNotFoundError:
+        raise DamagedError(f"{node / FILE}: missing") from None
+    except (ValueError, TypeError):
+        pass
+    raise DamagedError(f"{node / FILE}: its bytes have changed")
