@@ -36,7 +36,7 @@ HEAVY = {
 }
 SHELLS = {"system", "popen", "getoutput", "getstatusoutput"}
 LONGEST = 320
-TESTED_IN = {"export": "convert"}
+TESTED_IN = {"export": "convert", "evaluate": "evaluate_masks"}
 
 
 def name_of(path: Path) -> str:

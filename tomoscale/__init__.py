@@ -23,6 +23,7 @@ TOPICS = (
     "otsu",
     "kmeans",
     "depth",
+    "evaluate",
     "verify",
     "info",
     "report",

@@ -158,7 +158,7 @@ def _check(who: str, image: Any) -> None:
     map_bytes = shape[1] * shape[2] * 8
     if 6 * map_bytes > blocks.resources().block_bytes:
         raise TomoscaleError(
-            f"{who}: a map of {human_bytes(map_bytes)} does not fit a block; give a larger --memory, or a part with --roi"
+            f"{who}: a map of {human_bytes(map_bytes)} does not fit a block; give a larger --memory, or a --roi"
         )
 
 
@@ -167,11 +167,11 @@ def _check(who: str, image: Any) -> None:
 
 def _map_of(who: str, image: Any, sigma: float) -> Any:
     """Return the smoothed map, computed once: one task for some rows, one pass."""
-    depth, height, width = image.shape
-    rows = max(1, min(image.chunks[1], height))
-    bands = spans(height, rows)
-    groups = [_slabs(image, band) for band in bands]
-    sums = functools.partial(gradient_sums, who, image.shape)
+    _, height, width = image.shape
+    bands = spans(height, max(1, min(image.chunks[1], height)))
+    slabs = _slabs(image, bands[0])
+    groups = [[(blocks.grow(z, 1, image.shape[0]), band, slice(0, width)) for z in slabs] for band in bands]
+    sums = functools.partial(gradient_sums, who, image.shape, slabs)
     parts = passes.parts_of(
         image, groups, sums, (blocks.lengths(bands), (width,)), np.zeros(width), (), 0, bands
     )
@@ -180,12 +180,11 @@ def _map_of(who: str, image: Any, sigma: float) -> Any:
     )
 
 
-def _slabs(image: Any, band: slice) -> list[Window]:
-    """Cut some rows along z, with one slice more on each side."""
-    depth, _, width = image.shape
-    row_bytes = (band.stop - band.start) * width * image.dtype.itemsize
+def _slabs(image: Any, band: slice) -> list[slice]:
+    """Cut the slices into slabs of whole chunks; they are read with one slice more on each side."""
+    row_bytes = (band.stop - band.start) * image.shape[2] * image.dtype.itemsize
     thick = max(1, AT_ONCE // row_bytes // image.chunks[0]) * image.chunks[0]
-    return [(blocks.grow(z, 1, depth), band, slice(0, width)) for z in spans(depth, thick)]
+    return spans(image.shape[0], thick)
 
 
 def _laid_out(shape: tuple[int, ...], whole: Any, dtype: np.dtype, name: str) -> Any:
@@ -230,14 +229,14 @@ def _table(whole: Any, labels: Any) -> Any:
 # ---------------------------------------------------------------- blocks
 
 
-def gradient_sums(who: str, shape: tuple[int, ...], series: Series, band: slice) -> np.ndarray:
+def gradient_sums(
+    who: str, shape: tuple[int, ...], slabs: list[slice], series: Series, band: slice
+) -> np.ndarray:
     """Return the sum of absolute gradients of some rows, slab after slab."""
     total = np.zeros((band.stop - band.start, shape[2]))
-    for window, slices in series:
+    for own, (window, slices) in zip(slabs, series, strict=True):
         find_extremes(who, [(window, slices)])  # type: ignore[arg-type]
-        z = window[0]
-        own = (z.start + (z.start > 0), z.stop - (z.stop < shape[0]))
-        kernels.add_gradients(slices, z.start, own, shape[0], total)
+        kernels.add_gradients(slices, window[0].start, (own.start, own.stop), shape[0], total)
     return total
 
 

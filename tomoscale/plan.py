@@ -126,7 +126,9 @@ class Plan:
         if self.before:
             sure = len(self.before) - self.perhaps
             more = f", up to {self.perhaps} more until they settle" if self.perhaps else ""
-            lines.append(f"  passes             {sure} before the blocks{more}, {len(self.passes)} with them")
+            n_with = sum(p.cost.read > 0 for p in self.passes)
+            then = f", {n_with} with them" if n_with else ""
+            lines.append(f"  passes             {sure} before the blocks{more}{then}")
         lines.append(
             f"  reads, writes      {human_bytes(self.read)} decoded, {human_bytes(self.written)} before compression"
         )

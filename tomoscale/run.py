@@ -190,24 +190,18 @@ class _Writing:
             if kept is None:
                 array, gathering = facts["once"], passes.Gathering(facts)
                 tasks = [
-                    Task(
-                        f"part {i}",
-                        lambda k=(array.name, *at): (worker.compute_part, (cull(graph, [k])[0], k)),  # type: ignore[misc]
-                    )
+                    Task(f"part {i}", lambda k=(array.name, *at): (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
                     for i, at in enumerate(gathering.indices)
                 ]
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
                 with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
 
-                    def done(
-                        task: Task, part: Any, into: Any = gathering, progress: Progress = progress
-                    ) -> None:
+                    def done(task: Task, part: Any, into: Any = gathering, bar: Progress = progress) -> None:
                         into.add(int(task.label.split()[1]), part)
-                        progress.advance()
+                        bar.advance()
 
-                    execute(tasks, workers, done, tick=self.job.beat).check(
-                        self.origin.operation, self.plan.n_blocks
-                    )
+                    outcome = execute(tasks, workers, done, tick=self.job.beat)
+                outcome.check(self.origin.operation, self.plan.n_blocks)
                 kept = gathering.value
             self.job.keep_once(number, kept)
             passes.place(graph, key, facts, kept)

@@ -117,3 +117,31 @@ def _classes(values, thresholds, out):  # type: ignore[no-untyped-def]
             into[i] = 0
         for k in range(thresholds.size):
             _above(part, thresholds[k], into)
+
+
+def confusion(
+    true: NDArray[np.uint8], found: NDArray[np.uint8], counted: NDArray[np.uint8], counts: NDArray[np.int64]
+) -> None:
+    """
+    Add the voxels of every pair of classes in every slice to counts.
+
+    Parameters
+    ----------
+    true, found : (z, y, x) uint8
+        Classes.
+    counted : (z, y, x) or (1, 1, 1) uint8
+        Not zero where voxels count.
+    counts : (z, true, found)
+        Changed in place.
+    """
+    whole = np.broadcast_to(counted, true.shape)
+    _confusion(plain(true), plain(found), plain(whole), counts)
+
+
+@compiled
+def _confusion(true, found, counted, counts):  # type: ignore[no-untyped-def]
+    for z in range(true.shape[0]):
+        for y in range(true.shape[1]):
+            for x in range(true.shape[2]):
+                if counted[z, y, x]:
+                    counts[z, true[z, y, x], found[z, y, x]] += 1
