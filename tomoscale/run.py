@@ -190,8 +190,8 @@ class _Writing:
             if kept is None:
                 array, gathering = facts["once"], passes.Gathering(facts)
                 tasks = [
-                    Task(f"part {i}", lambda k=(array.name, *at): (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
-                    for i, at in enumerate(gathering.indices)
+                    Task(f"part {i}", lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
+                    for i, k in enumerate((array.name, *at) for at in gathering.indices)
                 ]
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
                 with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
