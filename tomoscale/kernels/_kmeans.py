@@ -118,15 +118,18 @@ def sample(
 
 
 @part
-def _load(row, limit, as_zero, value, best):  # type: ignore[no-untyped-def]
-    """Write the intensities of a row, and what a centre must beat: nothing can where a voxel does not count."""
+def _first(row, limit, as_zero, b, a, t, value, best, own):  # type: ignore[no-untyped-def]
+    """Give the voxels of a row to the first centre; where one does not count, to none, and no other can have it."""
     # Values are read before they are chosen from: then a choice is a blend of lanes, 0.6 -> 0.1 ns per voxel.
-    beaten = np.inf if as_zero else -np.inf
     for x in range(value.size):
         v = np.float64(row[x])
         is_low = v < limit
-        value[x] = 0.0 if is_low else v
-        best[x] = beaten if is_low else np.inf
+        kept = 0.0 if is_low else v
+        value[x] = kept
+        d = b + a * kept + t[x]
+        is_out = is_low and not as_zero
+        best[x] = -np.inf if is_out else d
+        own[x] = NOWHERE if is_out else 0
 
 
 @part
@@ -168,25 +171,39 @@ def _sums(values, origin, weights, unit, limit, as_zero, sums):  # type: ignore[
     along = _along(weights, origin[2], width)
     value, best, own = np.empty(width), np.empty(width), np.empty(width, np.int64)
     counts, constant, row = np.empty(width, np.int64), np.empty(n_centres), np.empty(3, np.int64)
+    some_are_out = limit > -np.inf and not as_zero
     for z in range(depth):
         at_z = origin[0] + z
         for y in range(height):
             at_y = origin[1] + y
             for k in range(n_centres):
                 constant[k] = weights[k, 0] + weights[k, 2] * at_z + weights[k, 3] * at_y
-            _load(values[z, y], limit, as_zero, value, best)
-            own[:] = NOWHERE
-            for k in range(n_centres):
+            _first(values[z, y], limit, as_zero, constant[0], weights[0, 1], along[0], value, best, own)
+            for k in range(1, n_centres):
                 _nearer(constant[k], weights[k, 1], along[k], np.int64(k), value, best, own)
+            total = np.int64(0)
             for x in range(width):
                 counts[x] = np.int64(np.rint(value[x] * unit))
-            for k in range(n_centres):
+                total += counts[x]
+            # Where every voxel counts, the first cluster has what the others have not.
+            first = np.int64(0) if some_are_out else np.int64(1)
+            n_left, x_left = np.int64(width), np.int64(width) * origin[2] + width * (width - 1) // 2
+            for k in range(first, n_centres):
                 _add_up(own, k, counts, origin[2], row)
-                sums[k, 0] += row[0]
-                sums[k, 1] += row[1]
-                sums[k, 2] += row[0] * at_z
-                sums[k, 3] += row[0] * at_y
-                sums[k, 4] += row[2]
+                _add_row(sums[k], row[0], row[1], at_z, at_y, row[2])
+                n_left, total, x_left = n_left - row[0], total - row[1], x_left - row[2]
+            if not some_are_out:
+                _add_row(sums[0], n_left, total, at_z, at_y, x_left)
+
+
+@part
+def _add_row(sums, n, intensity, z, y, x):  # type: ignore[no-untyped-def]
+    """Add one row of voxels to the sums of a cluster."""
+    sums[0] += n
+    sums[1] += intensity
+    sums[2] += n * z
+    sums[3] += n * y
+    sums[4] += x
 
 
 @compiled
@@ -202,9 +219,8 @@ def _labels(values, origin, weights, names, limit, as_zero, out):  # type: ignor
                 constant[k] = (
                     weights[k, 0] + weights[k, 2] * (origin[0] + z) + weights[k, 3] * (origin[1] + y)
                 )
-            _load(values[z, y], limit, as_zero, value, best)
-            own[:] = NOWHERE
-            for k in range(n_centres):
+            _first(values[z, y], limit, as_zero, constant[0], weights[0, 1], along[0], value, best, own)
+            for k in range(1, n_centres):
                 _nearer(constant[k], weights[k, 1], along[k], np.int64(k), value, best, own)
             for x in range(width):
                 out[z, y, x] = names[own[x] + 1]
