@@ -93,12 +93,14 @@ def sample(
 
     Parameters
     ----------
-    values, origin, limit, as_zero
+    values, origin
         As for `cluster_sums`.
     shape : (int, int, int)
         Of the volume.
     seed : int
         Of the hash.
+    limit, as_zero
+        As for `cluster_sums`.
     kept : (n, 3) int64
         Hash, position and intensity (the bits of float64) of voxels so far, by hash; the largest hash where none.
 
