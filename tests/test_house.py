@@ -38,7 +38,7 @@ SHELLS = {"system", "popen", "getoutput", "getstatusoutput"}
 SHELL_NAMES = {f"os.{name}" for name in SHELLS} | {f"subprocess.{name}" for name in SHELLS}
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 LONGEST = 320
-TESTED_IN = {"export": "convert"}
+TESTED_IN = {"export": "convert", "evaluate": "evaluate_masks"}
 
 
 def name_of(path: Path) -> str:

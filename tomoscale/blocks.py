@@ -13,7 +13,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from tomoscale.grid import (
     volume_chunks,
     volume_of,
 )
+from tomoscale.layers import facts, layer, layer_class, state, title_of
 from tomoscale.resources import Resources, planned_for, resources
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ __all__ = [
     "Part",
     "Piece",
     "Resources",
+    "Share",
     "Source",
     "Window",
     "assemble",
@@ -56,6 +57,9 @@ __all__ = [
     "covering",
     "facts",
     "grow",
+    "key_of",
+    "layer",
+    "layer_class",
     "lengths",
     "map_blocks",
     "once",
@@ -65,6 +69,7 @@ __all__ = [
     "shape_of",
     "spans",
     "state",
+    "title_of",
     "volume_chunks",
     "volume_of",
 ]
@@ -112,32 +117,12 @@ class Cost:
     written: int
 
 
-@cache
-def layer_class() -> type:
-    """Return the class of layers, made on first use, since Dask takes long to import."""
-    from dask.highlevelgraph import MaterializedLayer
-
-    class Layer(MaterializedLayer):
-        """The tasks of one lazy array, and what a run must know before the first of them."""
-
-        def __init__(self, mapping: Mapping, **facts: Any) -> None:
-            super().__init__(mapping)
-            self.facts = facts
-
-    return Layer
-
-
-def facts(array: da.Array) -> dict[str, Any]:
-    """Return what the maker of a lazy array stated: `stored`, `cost`, `once`, `origin`; empty if nothing."""
-    return getattr(array.dask.layers.get(array.name), "facts", {})
-
-
 def map_blocks(
     function: Callable[..., Any],
     arguments: Callable[[Index], tuple[Any, ...]],
     fields: Mapping[str, Field],
     *,
-    small: Sequence[da.Array] = (),
+    small: Sequence[Any] = (),
     scratch: int = 0,
     cut: Callable[..., Sequence[Part]] | None = None,
 ) -> dict[str, da.Array]:
@@ -153,8 +138,8 @@ def map_blocks(
         From the index of a block to its arguments: pieces of sources (`volume.at(window)`) and numbers.
     fields : mapping of str to Field
         The lazy arrays to make; their grids of blocks have the same shape.
-    small : sequence of dask.array.Array
-        Results of `once` or of `parts.kept`, handed whole to every block.
+    small : sequence
+        Results of `once` or of `parts.kept`, handed whole to every block, or a `Share` of them.
     scratch : int
         Bytes that the function holds beyond its input and output.
     cut : callable, optional
@@ -168,18 +153,17 @@ def map_blocks(
     import dask.array as da
     from dask.highlevelgraph import HighLevelGraph
 
-    make_layer = layer_class()
-    name = f"{function.__name__.strip('_')}-{uuid.uuid4().hex[:12]}"
+    name = f"{title_of(function)}-{uuid.uuid4().hex[:12]}"
     first = next(iter(fields.values()))
     grid = tuple(map(len, first.chunks))
     assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"
-    assert all(a.npartitions == 1 for a in small), "small arrays come from `once` or `kept`"
-    keys = [(a.name,) + (0,) * a.ndim for a in small]
     calls = {i: Call(function, arguments(i), cut) for i in np.ndindex(*grid)}
     cost = cost_of(calls.values(), fields.values(), scratch)
 
-    shared = make_layer({(name, *i): (call, *keys) for i, call in calls.items()})
-    graph = HighLevelGraph.from_collections(name, shared, dependencies=list(small))
+    shared = layer({(name, *i): (c, *(key_of(a, i) for a in small)) for i, c in calls.items()})
+    graph = HighLevelGraph.from_collections(
+        name, shared, dependencies=[getattr(a, "array", a) for a in small]
+    )
     arrays = {}
     for position, (field_name, field) in enumerate(fields.items()):
         stated = {"stored": field.stored, "cost": cost, "made_by": name}
@@ -190,7 +174,7 @@ def map_blocks(
         key = f"{field_name}-{name}"
         items = {(key, *i): (itemgetter(position), (name, *i)) for i in calls}
         whole = HighLevelGraph(
-            {**graph.layers, key: make_layer(items, **stated)}, {**graph.dependencies, key: {name}}
+            {**graph.layers, key: layer(items, **stated)}, {**graph.dependencies, key: {name}}
         )
         arrays[field_name] = da.Array(whole, key, field.chunks, dtype=field.dtype)
     return arrays
@@ -213,6 +197,22 @@ def cost_of(calls: Any, fields: Any, scratch: int) -> Cost:
     return Cost(block=inputs + outputs + scratch + decoded + encoded, read=read, written=written)
 
 
+@dataclass(frozen=True)
+class Share:
+    """A result of `once` of which a block needs one part, that of its own place along the first axis."""
+
+    array: Any
+
+
+def key_of(small: Any, index: Index) -> tuple[Any, ...]:
+    """Return the key of a small array, or of the part that the block of an index needs."""
+    if isinstance(small, Share):
+        parts = facts(small.array)["once"]
+        return (parts.name, index[0]) + (0,) * (parts.ndim - 1)
+    assert small.npartitions == 1, "small arrays come from `once`"
+    return (small.name,) + (0,) * small.ndim
+
+
 def once(array: da.Array) -> da.Array:
     """
     Mark a small array that every block needs: a run computes it first, keeps it, and hands it to every block.
@@ -233,8 +233,8 @@ def once(array: da.Array) -> da.Array:
     name = f"once-{array.name}"
     key = (name,) + (0,) * array.ndim
     tasks = {key: (assemble, array.numblocks, [(array.name, *i) for i in np.ndindex(*array.numblocks)])}
-    layer = layer_class()(tasks, once=array, stored=array.shape)
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=[array])
+    made = layer(tasks, once=array, stored=array.shape)
+    graph = HighLevelGraph.from_collections(name, made, dependencies=[array])
     return da.Array(graph, name, tuple((n,) for n in array.shape), dtype=array.dtype)
 
 
@@ -259,9 +259,3 @@ def copied(source: Source) -> da.Array:
         return (source.at((parts[index[0]], *rest)),)
 
     return map_blocks(np.asarray, arguments, {"copy": Field(source.dtype, chunks, stored)})["copy"]
-
-
-def state(array: da.Array, **more: Any) -> None:
-    """State further facts about a lazy array (its origin, say)."""
-    layer = array.dask.layers[array.name]
-    layer.facts = {**layer.facts, **more}

@@ -80,8 +80,11 @@ def build() -> App:
         version_flags=["--version"],
     )
     groups: dict[str, App] = {}
-    for function in functions():
+    found = list(functions())
+    for function in found:
         *path, name = function.command.split()  # type: ignore[attr-defined]
+        if any(other.command.startswith(f"{name} ") for other in found):  # type: ignore[attr-defined]
+            path, name = [name], ""  # `otsu` itself, beside `otsu mask`
         topic = sys.modules[".".join(function.__module__.split(".")[:2])]
         parent = app
         for word in path:
@@ -90,7 +93,10 @@ def build() -> App:
                 groups[word] = App(name=word, help=summary, help_format="markdown")
                 app.command(groups[word])
             parent = groups[word]
-        parent.command(_adapted(function), name=name)
+        if name:
+            parent.command(_adapted(function), name=name)
+        else:
+            parent.default(_adapted(function))
     return app
 
 

@@ -32,6 +32,9 @@ def is_odd_or_zero(n: int) -> bool:
 Edge = Annotated[int, Ge(0), Le(MOST), Predicate(is_odd_or_zero)]
 """The edge of a centred filter, odd; 0 for none."""
 
+Sigma = tuple[Annotated[float, Ge(0), Le(1000)], ...]
+"""Standard deviations in voxels along z, y and x, or one for all; 0 for none."""
+
 Share = Annotated[float, Gt(0), Le(1)]
 """A share of the whole: above 0, at most 1."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tomoscale import blocks
 from tomoscale.blocks import Cost
 from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
@@ -32,19 +33,35 @@ class Plan:
         Bytes of arrays that are not lazy.
     first : tuple of (parts.Pass, Cost)
         Passes that come first, whose parts are kept in the job.
+    before : tuple of Cost
+        Passes over the input for small results, which come before the blocks.
+    perhaps : int
+        How many of them are left out once a fit has settled.
     """
 
     title: str
     passes: tuple[Pass, ...]
     small_bytes: int = 0
     first: tuple[tuple[Any, Cost], ...] = ()
+    before: tuple[Cost, ...] = ()
+    perhaps: int = 0
 
     @classmethod
     def of(cls, result: Result) -> Plan:
         """Add up a result."""
         small = sum(a.nbytes for a in (*result.once.values(), *result.small.values()))
-        first = [(f["kept"], f["cost"]) for f in result.needed_first().values() if "kept" in f]
-        return cls(result.origin.operation, tuple(result.passes), small, tuple(first))
+        needed = list(result.needed_first().values())
+        first = [(f["kept"], f["cost"]) for f in needed if "kept" in f]
+        costs = [(f, blocks.facts(f["once"]).get("cost")) for f in needed if "once" in f]
+        reading = [(f, cost) for f, cost in costs if cost is not None and cost.read]
+        return cls(
+            result.origin.operation,
+            tuple(result.passes),
+            small,
+            tuple(first),
+            tuple(cost for _, cost in reading),
+            sum(bool(f.get("settled")) for f, _ in reading),
+        )
 
     @property
     def n_blocks(self) -> int:
@@ -63,12 +80,13 @@ class Plan:
     @property
     def block_bytes(self) -> int:
         """Bytes that the largest block holds at once."""
-        return max((cost.block for cost in self._costs), default=0)
+        return max((cost.block for cost in (*self._costs, *self.before)), default=0)
 
     @property
     def read(self) -> int:
-        """Bytes decoded from storage."""
-        return sum(cost.read for cost in self._costs)
+        """Bytes decoded from storage, without the passes that may be left out."""
+        sure = sorted((c.read for c in self.before), reverse=True)[: len(self.before) - self.perhaps]
+        return sum(sure) + sum(cost.read for cost in self._costs)
 
     @property
     def _costs(self) -> list[Cost]:
@@ -107,6 +125,12 @@ class Plan:
                 f"(limit {human_bytes(connection.memory)} each)"
             )
         lines.append(memory)
+        if self.before:
+            sure = len(self.before) - self.perhaps
+            more = f", up to {self.perhaps} more until they settle" if self.perhaps else ""
+            n_with = sum(p.cost.read > 0 for p in self.passes)
+            then = f", {n_with} with them" if n_with else ""
+            lines.append(f"  passes             {sure} before the blocks{more}{then}")
         lines.append(
             f"  reads, writes      {human_bytes(self.read)} decoded, {human_bytes(self.written)} before compression"
         )

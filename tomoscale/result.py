@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +130,24 @@ class Result:
         return [Pass(arrays, costs[group]) for group, arrays in groups.items()]
 
     def needed_first(self) -> dict[Any, dict[str, Any]]:
-        """Return what must be computed before the blocks, by its key in the graph: facts of layers, in order."""
-        from dask.core import toposort
+        """
+        Return what must be computed before the blocks, each after what it needs, in the same order every time.
 
+        Returns
+        -------
+        dict
+            The facts of its layer (`once`: its lazy parts; `kept`: a pass) by its key in the graph.
+        """
         layers: dict[str, Any] = {}
-        needs: dict[str, set[str]] = {}
+        needs: dict[str, Any] = {}
         for value in self._made():
             layers.update(value.dask.layers)
-            needs.update({n: set(d) for n, d in value.dask.dependencies.items()})
-        stated = [(name, getattr(layers[name], "facts", {})) for name in toposort(needs)]
+            needs.update(value.dask.dependencies)
+        order = {name: i for i, name in enumerate(layers)}
+        sorter = TopologicalSorter({n: sorted(needs[n], key=order.__getitem__) for n in order})
+        stated = [(name, getattr(layers[name], "facts", {})) for name in sorter.static_order()]
         return {
-            (name,) + (0,) * (facts["once"].ndim if "once" in facts else 0): facts
+            (name,) + (0,) * (len(facts["stored"]) if "once" in facts else 0): facts
             for name, facts in stated
             if "once" in facts or "kept" in facts
         }

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, lock, parts, store, worker
+from tomoscale import blocks, cluster, lock, parts, passes, store, worker
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, TomoscaleError
@@ -212,27 +212,27 @@ class _Writing:
             if "kept" in facts:
                 graph[key] = self.keep_parts(facts["kept"], graph, workers)
                 continue
-            array, kept = facts["once"], self.job.load_once(number)
+            kept = self.job.load_once(number)
             if kept is None:
-                indices = {str(i): (array.name, *i) for i in np.ndindex(*array.numblocks)}
-                made: dict[str, np.ndarray] = {}
+                kept = passes.known(graph, facts)
+            if kept is None:
+                array, gathering = facts["once"], passes.Gathering(facts)
                 tasks = [
-                    Task(label, lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
-                    for label, k in indices.items()
+                    Task(f"part {i}", lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
+                    for i, k in enumerate((array.name, *at) for at in gathering.indices)
                 ]
                 title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
                 with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
 
-                    def done(task: Task, part: Any, made: Any = made, progress: Progress = progress) -> None:
-                        made[task.label] = part
-                        progress.advance()
+                    def done(task: Task, part: Any, into: Any = gathering, bar: Progress = progress) -> None:
+                        into.add(int(task.label.split()[1]), part)
+                        bar.advance()
 
-                    execute(tasks, workers, done, tick=self.job.check).check(
-                        self.origin.who, self.plan.n_blocks, self.plan.share(workers)
-                    )
-                kept = blocks.assemble(array.numblocks, [made[label] for label in indices])
-                self.job.keep_once(number, kept)
-            graph[key] = kept
+                    outcome = execute(tasks, workers, done, tick=self.job.check)
+                outcome.check(self.origin.who, self.plan.n_blocks, self.plan.share(workers))
+                kept = gathering.value
+            self.job.keep_once(number, kept)
+            passes.place(graph, key, facts, kept)
         return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
 
     def keep_parts(self, one: parts.Pass, graph: dict[Any, Any], workers: Connection) -> parts.StoredParts:

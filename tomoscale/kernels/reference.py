@@ -51,3 +51,32 @@ def clean_frames(
 ) -> NDArray[np.float32]:
     """Normalised frames minus their background, then the median of neighbours."""
     return frame_median(normalise(frames, dark, scale) - background[np.asarray(window_of_frame)], size)
+
+
+def value_counts(values: NDArray) -> NDArray[np.int64]:
+    """Number of voxels of every value of an integer type, from its lowest on."""
+    info = np.iinfo(values.dtype)
+    return np.bincount(values.ravel().astype(np.int64) - info.min, minlength=2**info.bits)
+
+
+def bin_counts(values: NDArray, edges: NDArray) -> NDArray[np.int64]:
+    """Number of values from each edge up to the next, the last one included in the last bin."""
+    return np.histogram(values, edges)[0]
+
+
+def classes_of(values: NDArray, thresholds: NDArray) -> NDArray[np.uint8]:
+    """How many thresholds lie below a value."""
+    return np.digitize(values, thresholds, right=True).astype(np.uint8)
+
+
+def cluster_sums(values: NDArray, origin: ArrayLike, weights: NDArray) -> NDArray[np.int64]:
+    """Voxels, and sums of intensity, z, y and x, of those for which a centre's weighted sum is the smallest."""
+    places = np.indices(values.shape).reshape(3, -1) + np.reshape(origin, (3, 1))
+    features = np.stack([np.ones(values.size), values.ravel(), *places])
+    own = (weights @ features).argmin(axis=0)
+    return np.stack([features[:, own == k].sum(axis=1) for k in range(len(weights))]).astype(np.int64)
+
+
+def add_gradients(slices: NDArray) -> NDArray[np.float64]:
+    """Sum of the absolute gradients along z."""
+    return np.abs(np.gradient(slices.astype(np.float64), axis=0)).sum(axis=0)

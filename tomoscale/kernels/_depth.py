@@ -1,0 +1,74 @@
+"""How much grey values change along z: absolute gradients, summed in the order of the slices."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._compile import compiled, part
+
+
+def add_gradients(
+    slices: NDArray, first: int, own: tuple[int, int], depth: int, total: NDArray[np.float64]
+) -> None:
+    """
+    Add the absolute gradients along z of some slices to a map.
+
+    Parameters
+    ----------
+    slices : (z, y, x)
+        With one slice more on each side, except at the ends of the volume.
+    first : int
+        Number of the first of them.
+    own : (int, int)
+        Slices whose gradients are added, half-open.
+    depth : int
+        Slices of the volume.
+    total : (y, x)
+        Changed in place.
+    """
+    _add(plain(slices), first, own[0], own[1], depth, total)
+
+
+def running_gradients(slices: NDArray, out: NDArray[np.float32]) -> None:
+    """
+    Write the sum of the absolute gradients along z up to every slice.
+
+    Parameters
+    ----------
+    slices : (z, y, x)
+        All slices.
+    out : (z, y, x) float32
+        Sums, made in float64.
+    """
+    _run(plain(slices), out)
+
+
+@part
+def _row(below, above, half, total):  # type: ignore[no-untyped-def]
+    """Add one row; `half` is 0.5 between two slices and 1 at the ends, as `numpy.gradient` has it."""
+    for x in range(total.size):
+        total[x] += abs((np.float64(above[x]) - np.float64(below[x])) * half)
+
+
+@compiled
+def _add(slices, first, start, stop, depth, total):  # type: ignore[no-untyped-def]
+    for z in range(start, stop):
+        low, high = max(z - 1, 0), min(z + 1, depth - 1)
+        half = 0.5 if high - low == 2 else 1.0
+        for y in range(total.shape[0]):
+            _row(slices[low - first, y], slices[high - first, y], half, total[y])
+
+
+@compiled
+def _run(slices, out):  # type: ignore[no-untyped-def]
+    depth, height, width = slices.shape
+    total = np.zeros((height, width))
+    for z in range(depth):
+        low, high = max(z - 1, 0), min(z + 1, depth - 1)
+        half = 0.5 if high - low == 2 else 1.0
+        for y in range(height):
+            _row(slices[low, y], slices[high, y], half, total[y])
+            for x in range(width):
+                out[z, y, x] = total[y, x]

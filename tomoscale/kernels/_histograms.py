@@ -1,0 +1,147 @@
+"""How many voxels have which value, and in which class each of them is."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._compile import compiled, inlined
+
+
+def value_counts(values: NDArray, counts: NDArray[np.int64]) -> None:
+    """
+    Add the number of voxels of every value to counts.
+
+    Parameters
+    ----------
+    values : any shape
+        Integers of 8 or 16 bits.
+    counts : (256,) or (65536,)
+        Counts by value, beginning with the lowest of the type; changed in place.
+    """
+    flat = plain(values).reshape(-1)
+    if flat.dtype.kind == "i":
+        flat = flat.view(flat.dtype.name.replace("int", "uint"))
+        _count(flat, 1 << (8 * flat.itemsize - 1), counts)
+    else:
+        _count(flat, 0, counts)
+
+
+def bin_counts(values: NDArray, edges: NDArray, counts: NDArray[np.int64]) -> None:
+    """
+    Add the number of voxels of every bin to counts, as `numpy.histogram` counts them.
+
+    Parameters
+    ----------
+    values : any shape
+        Numbers within the edges.
+    edges : (n + 1,)
+        Ends of bins of equal width, in the type in which values are compared; the last bin holds its upper end.
+    counts : (n,)
+        Changed in place.
+    """
+    if values.dtype.kind == "f" and values.dtype == edges.dtype:
+        _count_bins(plain(values).reshape(-1), plain(edges), counts)
+    else:
+        _count_bins(plain(values, edges.dtype).reshape(-1), plain(edges), counts)
+
+
+def classes_of(values: NDArray, thresholds: NDArray, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """
+    Write for every voxel how many thresholds lie below its value.
+
+    Parameters
+    ----------
+    values : any shape
+        Numbers.
+    thresholds : (n,)
+        In the type of values, ascending.
+    out : as values
+        Classes.
+    """
+    _classes(plain(values).reshape(-1), plain(thresholds, values.dtype), out.reshape(-1))
+    return out
+
+
+@compiled
+def _count(values, flip, counts):  # type: ignore[no-untyped-def]
+    # Four tables in turn: in a constant region one would wait for its own last increment, 4 to 5 cycles each.
+    size = counts.size
+    tables = np.zeros((4, size), np.uint32)
+    whole = values.size // 4 * 4
+    step = 2**32 - 4
+    for begin in range(0, whole, step):
+        for i in range(begin, min(begin + step, whole), 4):
+            tables[0, values[i]] += np.uint32(1)
+            tables[1, values[i + 1]] += np.uint32(1)
+            tables[2, values[i + 2]] += np.uint32(1)
+            tables[3, values[i + 3]] += np.uint32(1)
+        for v in range(size):
+            total = np.int64(tables[0, v]) + tables[1, v] + tables[2, v] + tables[3, v]
+            counts[v ^ flip] += total
+        tables[:] = 0
+    for i in range(whole, values.size):
+        counts[np.int64(values[i]) ^ flip] += 1
+
+
+@compiled
+def _count_bins(values, edges, counts):  # type: ignore[no-untyped-def]
+    n = counts.size
+    low = np.float64(edges[0])
+    scale = n / (np.float64(edges[n]) - low)
+    table = np.zeros((4, n), np.int64)
+    for i in range(values.size):
+        v = values[i]
+        b = min(max(np.int64((np.float64(v) - low) * scale), 0), n - 1)
+        # The guess is off by a rounding at most; the edges decide.
+        b -= np.int64(v < edges[b])
+        b += np.int64((v >= edges[b + 1]) & (b < n - 1))
+        table[i & 3, b] += 1
+    for b in range(n):
+        counts[b] += table[0, b] + table[1, b] + table[2, b] + table[3, b]
+
+
+@inlined
+def _above(values, threshold, out):  # type: ignore[no-untyped-def]
+    for i in range(values.size):
+        out[i] = np.uint8(out[i] + (values[i] > threshold))
+
+
+@compiled
+def _classes(values, thresholds, out):  # type: ignore[no-untyped-def]
+    step = 4096  # stays in the L1 cache for all thresholds
+    for begin in range(0, values.size, step):
+        part, into = values[begin : begin + step], out[begin : begin + step]
+        for i in range(into.size):
+            into[i] = 0
+        for k in range(thresholds.size):
+            _above(part, thresholds[k], into)
+
+
+def confusion(
+    true: NDArray[np.uint8], found: NDArray[np.uint8], counted: NDArray[np.uint8], counts: NDArray[np.int64]
+) -> None:
+    """
+    Add the voxels of every pair of classes in every slice to counts.
+
+    Parameters
+    ----------
+    true, found : (z, y, x) uint8
+        Classes.
+    counted : (z, y, x) or (1, 1, 1) uint8
+        Not zero where voxels count.
+    counts : (z, true, found)
+        Changed in place.
+    """
+    whole = np.broadcast_to(counted, true.shape)
+    _confusion(plain(true), plain(found), plain(whole), counts)
+
+
+@compiled
+def _confusion(true, found, counted, counts):  # type: ignore[no-untyped-def]
+    for z in range(true.shape[0]):
+        for y in range(true.shape[1]):
+            for x in range(true.shape[2]):
+                if counted[z, y, x]:
+                    counts[z, true[z, y, x], found[z, y, x]] += 1
