@@ -130,6 +130,12 @@ def test_the_first_mask_is_the_rarer_side_of_otsus_threshold(dtype, dimensions):
     np.testing.assert_array_equal(found, ~bright)
 
 
+def test_a_flat_background_in_the_bin_of_the_threshold_is_not_the_rarer_side():
+    image = np.zeros((2, 32, 32), np.uint8)
+    image[:, 8:16, 8:16] = 200
+    np.testing.assert_array_equal(computed(otsu.initial_mask(image).labels), image > 0)
+
+
 def test_the_rarer_side_can_be_found_slice_by_slice():
     image = waves((2, 64, 64), "uint8") // 8
     image[0, :40] += 120

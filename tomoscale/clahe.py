@@ -29,7 +29,7 @@ class Equalised:
 
     @property
     def levels(self) -> Any:
-        """Lowest and highest level, then the bins of the values, of the volume or of every slice."""
+        """Lowest and highest level, then the half bins of the values, of the volume or of every slice."""
         return getattr(self.small[-1], "array", self.small[-1])
 
 
@@ -121,9 +121,7 @@ def equalised(image: Any, how: Tiles, *, held: float) -> Equalised:
             functools.partial(tiles.slice_tables, how), like=np.zeros((*rows, bins), np.uint16), small=own
         )
         own = (Share(ends), Share(maps))
-        reach = stack(
-            functools.partial(tiles.slice_levels, how), like=np.zeros(2 + tiles.VALUE_BINS), small=own
-        )
+        reach = stack(functools.partial(tiles.slice_levels, how), like=np.zeros(2 + tiles.HALVES), small=own)
         return Equalised(how, cut, (*own, Share(reach)))
     ends = histogram.extremes(how.who, image)
     counts = passes.fold(
@@ -143,7 +141,7 @@ def equalised(image: Any, how: Tiles, *, held: float) -> Equalised:
         small=(ends, maps),
         scratch=working,
     )
-    like = np.zeros(2 + tiles.VALUE_BINS)
+    like = np.zeros(2 + tiles.HALVES)
     reach = passes.derive(functools.partial(tiles.summary, how), like, (counted,))
     return Equalised(how, cut, (ends, maps, reach))
 

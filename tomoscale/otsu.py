@@ -247,8 +247,7 @@ def initial_mask(
 
     Notes
     -----
-    The threshold is `skimage.filters.threshold_otsu` of the equalised volume. Which side is rarer is told from the
-    256 bins of that histogram, with half of the threshold's own bin on each side. Four passes.
+    The threshold is `skimage.filters.threshold_otsu` of the equalised volume. Four passes.
 
     Examples
     --------
@@ -282,10 +281,10 @@ def decided(who: str, dtype: np.dtype, invert: str, depth: int, levels: np.ndarr
     """Return the threshold of equalised values, then 1 for every slice whose darker side is foreground."""
     counts = levels[..., 2:].reshape(-1, levels.shape[-1] - 2)
     ends = np.array([0.0, 1.0])
-    total = counts.sum(axis=0).astype(np.int64)
+    total = counts.sum(axis=0).astype(np.int64).reshape(-1, 2).sum(axis=1)
     threshold = otsu_thresholds(who, 2, dtype, total, ends)[0]
     own = int(threshold * total.size)
-    above = counts[:, own + 1 :].sum(axis=1) + counts[:, own] / 2
+    above = counts[:, 2 * own + 1 :].sum(axis=1)
     if invert == "slice" and len(counts) > 1:
         dark = 2 * above > counts.sum(axis=1)
     else:

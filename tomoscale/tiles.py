@@ -17,6 +17,7 @@ LEVELS = 2**14
 """Grey levels of the equalised image before the final scaling."""
 AS_INTEGERS = 65535
 VALUE_BINS = 256
+HALVES = 2 * VALUE_BINS
 """Bins of the equalised values from 0 to 1, for a threshold."""
 
 
@@ -157,7 +158,7 @@ def slice_tables(tiles: Tiles, series: Series, slab: slice, ends: np.ndarray) ->
 def slice_levels(
     tiles: Tiles, series: Series, slab: slice, ends: np.ndarray, tables: np.ndarray
 ) -> np.ndarray:
-    """Return the lowest and the highest level of every equalised slice, then the bins of its values."""
+    """Return the lowest and the highest level of every equalised slice, then the half bins of its values."""
     counts = np.zeros((slab.stop - slab.start, LEVELS), np.int64)
     for window, values in series:
         first = window[0].start - slab.start
@@ -167,13 +168,15 @@ def slice_levels(
 
 
 def summary(tiles: Tiles, counts: np.ndarray) -> np.ndarray:
-    """Return lowest and highest of the levels that were counted, then the bins of the values that they become."""
+    """Return lowest and highest of the levels that were counted, then the half bins of the values that they become."""
     there = np.flatnonzero(counts)
     reach = np.array([there[0], there[-1]], np.float64)
     values = final_table(reach, tiles.dtype)[there]
     edges = np.linspace(0, 1, VALUE_BINS + 1, dtype=tiles.dtype)
     bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, VALUE_BINS - 1)
-    return np.concatenate([reach, np.bincount(bins, counts[there], VALUE_BINS)])
+    # A threshold is the centre of a bin: what lies above it is known only if the halves are counted apart.
+    upper = values > ((edges[:-1] + edges[1:]) / 2)[bins]
+    return np.concatenate([reach, np.bincount(2 * bins + upper, counts[there], HALVES)])
 
 
 def volume_counts(tiles: Tiles, series: Series, ends: np.ndarray) -> np.ndarray:
