@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cluster, lock, parts, passes, store, worker
+from tomoscale import blocks, cluster, lock, store, worker
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, TomoscaleError
+from tomoscale.first import First
 from tomoscale.journal import Job
 from tomoscale.objects import Stored
 from tomoscale.plan import Plan, check_place, check_replaced
@@ -157,7 +158,9 @@ class _Writing:
                 n_objects = sum(map(len, done.values()))
                 self.say(f"going on where an earlier run stopped: {n_objects} objects are written")
             graph = self.result.graph()
-            first = self.compute_first(graph, workers)
+            earlier = First(self.result, self.plan, self.job, workers, self.quiet)
+            first = earlier.compute(graph)
+            self.peak_bytes = earlier.peak_bytes
             outcome = Outcome()
             for number, one in enumerate(self.plan.passes, 1):
                 tasks = list(self.tasks(one, graph, files, done))
@@ -203,59 +206,6 @@ class _Writing:
                 root / name, array.shape, array.dtype, stored_chunks(array), names
             )
         return files
-
-    def compute_first(self, graph: dict[Any, Any], workers: Connection) -> dict[str, np.ndarray]:
-        """Compute the small results that every block needs, put them into the graph, return those of the result."""
-        from dask.optimization import cull
-
-        for number, (key, facts) in enumerate(self.result.needed_first().items()):
-            if "kept" in facts:
-                graph[key] = self.keep_parts(facts["kept"], graph, workers)
-                continue
-            kept = self.job.load_once(number)
-            if kept is None:
-                kept = passes.known(graph, facts)
-            if kept is None:
-                array, gathering = facts["once"], passes.Gathering(facts)
-                tasks = [
-                    Task(f"part {i}", lambda k=k: (worker.compute_part, (cull(graph, [k])[0], k)))  # type: ignore[misc]
-                    for i, k in enumerate((array.name, *at) for at in gathering.indices)
-                ]
-                title = f"{self.origin.operation}: {array.name.rsplit('-', 1)[0].replace('_', ' ')}"
-                with Progress(title, len(tasks), quiet=self.quiet or len(tasks) == 1) as progress:
-
-                    def done(task: Task, part: Any, into: Any = gathering, bar: Progress = progress) -> None:
-                        into.add(int(task.label.split()[1]), part)
-                        bar.advance()
-
-                    outcome = execute(tasks, workers, done, tick=self.job.check)
-                outcome.check(self.origin.who, self.plan.n_blocks, self.plan.share(workers))
-                kept = gathering.value
-            self.job.keep_once(number, kept)
-            passes.place(graph, key, facts, kept)
-        return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
-
-    def keep_parts(self, one: parts.Pass, graph: dict[Any, Any], workers: Connection) -> parts.StoredParts:
-        """Make the parts of a pass that are not there yet; return the reference to all of them."""
-        from dask.optimization import cull
-
-        stored = parts.StoredParts(self.job.folder, one.name, len(one.keys))
-        tasks = [
-            Task(f"{one.title} {i}", lambda i=i, k=k: (worker.keep_part, (cull(graph, [k])[0], k, stored, i)))  # type: ignore[misc]
-            for i, k in enumerate(one.keys)
-            if not stored.path(i).exists()
-        ]
-        title = f"{self.origin.operation}: {one.title}"
-        with Progress(title, len(tasks), quiet=self.quiet or len(tasks) < 2) as progress:
-
-            def done(task: Task, peak_bytes: int) -> None:
-                self.peak_bytes = max(self.peak_bytes, peak_bytes)
-                progress.advance()
-
-            execute(tasks, workers, done, tick=self.job.check).check(
-                self.origin.who, self.plan.n_blocks, self.plan.share(workers)
-            )
-        return stored
 
     def tasks(
         self,

@@ -63,7 +63,7 @@ def number_blobs(rules: Rules, grown: Sequence[Any]) -> dict[str, np.ndarray]:
     }
 
 
-_EMPTY = {
+_EMPTY: dict[str, np.ndarray] = {
     "fate": np.empty(0, np.int8),
     "peak": np.empty(0),
     "place": np.empty(0, np.int64),
