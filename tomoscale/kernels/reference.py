@@ -80,3 +80,26 @@ def cluster_sums(values: NDArray, origin: ArrayLike, weights: NDArray) -> NDArra
 def add_gradients(slices: NDArray) -> NDArray[np.float64]:
     """Sum of the absolute gradients along z."""
     return np.abs(np.gradient(slices.astype(np.float64), axis=0)).sum(axis=0)
+
+
+def find_components(
+    frames: NDArray, threshold: float, seed: float, open_faces: NDArray[np.bool_], connectivity: int
+) -> NDArray:
+    """Labels 1, 2, ... of the components above a threshold that hold a seed voxel or touch an open face; else 0."""
+    labels, _ = ndimage.label(
+        frames >= threshold, ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
+    )
+    kept = {*np.unique(labels[frames >= seed])}
+    for axis, (first, last) in enumerate(open_faces):
+        kept |= {*np.unique(labels.take(0, axis))} if first else set()
+        kept |= {*np.unique(labels.take(-1, axis))} if last else set()
+    return np.searchsorted(sorted(kept | {0}), labels) * np.isin(labels, [*kept])
+
+
+def grow(
+    frames: NDArray, low: float, high: float, place: tuple[int, int, int], connectivity: int
+) -> NDArray[np.bool_]:
+    """The connected component of {low <= I <= high} around a voxel."""
+    structure = ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
+    labels, _ = ndimage.label((frames >= low) & (frames <= high), structure)
+    return (labels == labels[place]) & (labels > 0)
