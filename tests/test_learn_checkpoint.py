@@ -121,7 +121,7 @@ def bad_files(folder):
     def record(**changed):
         """A record that is wrong, with the right sha256."""
         weights = changed.pop("weights", state)
-        said = json.loads(checkpoint._safetensors(folder / "good.safetensors")[1]["tomoscale"])
+        said = json.loads(checkpoint.files.safetensors_of(folder / "good.safetensors")[1]["tomoscale"])
         said = {k: v for k, v in {**said, **changed}.items() if v is not None}
         said["sha256"] = checkpoint._digest(said, weights)
         return saved(weights, {"tomoscale": json.dumps(said)})

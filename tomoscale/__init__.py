@@ -13,7 +13,7 @@ from types import ModuleType
 from tomoscale._version import __version__
 from tomoscale.errors import TomoscaleError
 
-TOPICS = ("simulate", "convert", "export", "background", "verify", "info", "report", "demo")
+TOPICS = ("simulate", "convert", "export", "background", "predict", "verify", "info", "report", "demo")
 _MODULES = (*TOPICS, "blocks", "cluster", "kernels", "run", "store")
 
 __all__ = ["TOPICS", "TomoscaleError", "__version__", *_MODULES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,11 @@ class Result:
         return [Pass(arrays, costs[group]) for group, arrays in groups.items()]
 
     def needed_first(self) -> dict[Any, Any]:
-        """Return the small arrays that must be computed before the blocks, by their key in the graph."""
+        """Return the small arrays that must be computed before the blocks, by key, each behind those it needs."""
         found: dict[Any, Any] = {}
         for array in (*self.lazy.values(), *self.once.values()):
-            for name, layer in array.dask.layers.items():
-                once = getattr(layer, "facts", {}).get("once")
+            for name in _in_order(array.dask.dependencies):
+                once = getattr(array.dask.layers[name], "facts", {}).get("once")
                 if once is not None:
                     found[(name,) + (0,) * once.ndim] = once
         return found
@@ -164,6 +165,11 @@ class Result:
             return 1.0, 1.0, 1.0
         omega = store.open_volume(root / "omega", allow_incomplete=True).whole()
         return (float(omega[-1] - omega[0]) / max(1, len(omega) - 1) or 1.0), 1.0, 1.0
+
+
+def _in_order(dependencies: Mapping[str, set[str]]) -> list[str]:
+    """Return the layers of a graph, each behind those it needs."""
+    return list(TopologicalSorter(dependencies).static_order())
 
 
 def _facts(value: Any) -> dict[str, Any]:

@@ -18,22 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from tomoscale.chunks import sync_folder
 from tomoscale.errors import TomoscaleError
-from tomoscale.learn import networks
+from tomoscale.learn import files, networks
 from tomoscale.learn.networks import Architecture
 from tomoscale.learn.scaling import Scaling
+from tomoscale.objects import sync_folder
 
 FORMAT = 1
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and compilation write before the names of weights."""
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
-"""Under which names foreign checkpoints keep the weights among other things."""
 
 
 @dataclass(frozen=True)
@@ -200,82 +195,26 @@ def imported(
     """
     target = Path(path)
     chosen = architecture if isinstance(architecture, Architecture) else Architecture.of(architecture)
-    weights = _stripped(_state_dict(target))
+    weights = files.stripped(files.state_dict(target))
     _check_classes(target, classes, chosen.outputs)
     history = [{"imported": str(target.absolute())}]
     return Checkpoint(_with_weights(target, chosen, weights), classes, scaling or Scaling(), history)
 
 
-# ---------------------------------------------------------------- files
-
-
-def _head(target: Path) -> bytes:
-    """Return the first bytes of a file that may be a checkpoint."""
-    if not target.exists():
-        raise TomoscaleError(f"{target}: no such checkpoint")
-    if not target.is_file():
-        raise TomoscaleError(f"{target}: is a folder; expected a checkpoint, model.safetensors say")
-    with open(target, "rb") as file:
-        head = file.read(16)
-    if not head:
-        raise TomoscaleError(f"{target}: is empty; expected a checkpoint")
-    return head
-
-
-def _is_pickle(head: bytes) -> bool:
-    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and 2 <= head[1] <= 5)
-
-
 def _content(target: Path) -> tuple[dict[str, torch.Tensor], Any]:
     """Return the weights and the record of a checkpoint of ours."""
-    if _is_pickle(_head(target)):
+    if files.is_pickle(files.head_of(target)):
         raise TomoscaleError(
             f"{target}: a pickle, of PyTorch perhaps, which may run code and is not opened; "
             "take its weights with learn.checkpoint.imported and write them"
         )
-    weights, metadata = _safetensors(target)
+    weights, metadata = files.safetensors_of(target)
     try:
         return weights, json.loads(metadata["tomoscale"])
     except (KeyError, ValueError, RecursionError):
         raise TomoscaleError(
             f"{target}: weights without architecture; take them with learn.checkpoint.imported and write them"
         ) from None
-
-
-def _safetensors(target: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
-    try:
-        with safetensors.safe_open(target, framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}
-    except (safetensors.SafetensorError, ValueError, RuntimeError, OSError, MemoryError) as error:
-        text = " ".join(str(error).split())[:160]
-        raise TomoscaleError(f"{target}: not a checkpoint, or a truncated one ({text})") from None
-
-
-def _state_dict(target: Path) -> Any:
-    """Return what a file of PyTorch or safetensors holds, as far as it is weights."""
-    if not _is_pickle(_head(target)):
-        return _safetensors(target)[0]
-    try:
-        return torch.load(target, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch raises whatever its unpickler met
-        first = next((line for line in str(error).splitlines() if "global" in line.lower()), str(error))
-        text = " ".join(first.split())[:160]
-        raise TomoscaleError(
-            f"{target}: holds more than weights, or is damaged, and nothing of it was run ({text}); "
-            "save model.state_dict() alone"
-        ) from None
-
-
-def _stripped(found: Any) -> dict[str, torch.Tensor]:
-    """Return the weights by their names in the network itself."""
-    for name in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    weights = dict(found) if isinstance(found, Mapping) else {}
-    for prefix in PREFIXES * 2:
-        if weights and all(str(n).startswith(prefix) for n in weights):
-            weights = {n.removeprefix(prefix): t for n, t in weights.items()}
-    return {str(n): t for n, t in weights.items() if isinstance(t, torch.Tensor)}
 
 
 # ---------------------------------------------------------------- checks
