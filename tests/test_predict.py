@@ -323,7 +323,8 @@ def test_when_memory_runs_out_a_tile_is_halved_and_the_run_goes_on(monkeypatch, 
                 UserWarning, match="cpu has no memory for a tile of 7 x .*, goes on with halves"
             ):
                 found = logits_of(volume, network, chunks)["probabilities"]
-        assert np.abs(found - expected).max() <= 1e-5 * expected.std()
+        limit = 1e-4 if architecture.norm == "instance" else 1e-5
+        assert np.abs(found - expected).max() <= limit * expected.std()
         assert max(seen) > 24_000
 
 

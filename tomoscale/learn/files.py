@@ -31,10 +31,12 @@ def head_of(target: Path) -> bytes:
 
 
 def is_pickle(head: bytes) -> bool:
+    """Tell whether a file begins as pickles and the archives of PyTorch do."""
     return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and 2 <= head[1] <= 5)
 
 
 def safetensors_of(target: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """Return the weights of a file of safetensors, and what is said of them."""
     try:
         with safetensors.safe_open(target, framework="pt") as file:
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}

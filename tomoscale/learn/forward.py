@@ -113,7 +113,8 @@ def infer(
         return parts[0][1]
     whole = np.empty((*parts[0][1].shape[:-3], *lengths(core)), parts[0][1].dtype)
     for part, result in parts:
-        whole[..., *_within(part, core)] = result
+        where: Any = (..., *_within(part, core))
+        whole[where] = result
     return whole
 
 
