@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from tomoscale import call
 from tomoscale.errors import TomoscaleError
 from tomoscale.grid import Window, lengths
 from tomoscale.learn.model import Model
@@ -18,8 +19,8 @@ _too_large: dict[str, int] = {}
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Tell whether the memory of a device or of this process was too small."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Tell whether memory ran out: as elsewhere, or as PyTorch says it on the CPU."""
+    return call.is_exhausted(error) or "can't allocate memory" in str(error)
 
 
 def in_parts(
