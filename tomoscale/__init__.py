@@ -23,6 +23,7 @@ TOPICS = (
     "otsu",
     "kmeans",
     "depth",
+    "predict",
     "evaluate",
     "verify",
     "info",

@@ -102,7 +102,7 @@ def split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple
         return (), Path(given[0])
     if Volume in members(get_type_hints(function)[data[0].name]):
         name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
-        return (_region(given[0], how.roi),), how.output or _beside(str(given[0]), name)
+        return (_region(given[0], how.roi), *given[1:]), how.output or _beside(str(given[0]), name)
     if len(given) < 2:
         raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
     return (given[:-1],), Path(given[-1])

@@ -113,6 +113,9 @@ class Plan:
                     f"  {name:<18} {_shape(array.shape)} {array.dtype}, "
                     f"{p.n_blocks} blocks of {_shape(array.chunksize)}, chunks {_shape(stored_chunks(array))}"
                 )
+        for p in self.passes:
+            said = {k: v for a in p.arrays.values() for k, v in blocks.facts(a).get("says", {}).items()}
+            lines += [f"  {name:<18} {text}" for name, text in said.items()]
         threads = connection.threads if connection else 1
         each = self.worker_bytes(threads)
         lines.append(f"  tasks              {self.n_blocks} submitted, {self.n_graph_tasks} in the graph")
