@@ -153,7 +153,7 @@ def main() -> None:
         cut = frames[:128, :256, :256] if name.startswith("dask") else frames
         speed[name] = mvoxel_per_s(METHODS[name], cut, 1 if name.startswith(("dask", "scikit")) else 3)
     for name in METHODS:
-        print(f"{name:36}{speed[name]:10.1f}{speed['tomoscale'] / speed[name]:9.1f}x", flush=True)
+        print(f"{name:36}{speed[name]:10.2f}{speed['tomoscale'] / speed[name]:9.1f}x", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import dask.array as da
 import numpy as np
 import pytest
-from conftest import write_array, write_scan
+from conftest import small_scan, write_array, write_scan
 
 from tomoscale import background, blocks, cluster, journal, run, store, worker
 from tomoscale import lock as locks
 from tomoscale.blocks import Field
+from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
 from tomoscale.operation import operation
 from tomoscale.parameters import Volume
@@ -240,3 +241,44 @@ def test_an_unfinished_result_is_not_opened_by_mistake(scan, tmp_path, one_threa
     with pytest.raises(TomoscaleError, match="not finished"):
         store.open_volume(tmp_path / "out.zarr.incomplete")
     store.open_volume(tmp_path / "out.zarr.incomplete", allow_incomplete=True)
+
+
+def test_a_small_result_that_was_damaged_meanwhile_is_computed_again(tmp_path, monkeypatch):
+    scan = write_scan(tmp_path / "scan.zarr", small_scan(), (16, 4, 23))
+    cleaned = background.remove(scan, margin=2, half_window=8, step=4)
+    undisturbed = store.open_volume(run.write(cleaned, tmp_path / "a.zarr", quiet=True)).whole()
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkFiles, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patched.setattr("time.sleep", lambda s: None)
+        with pytest.raises(BlocksFailedError):
+            run.write(cleaned, tmp_path / "b.zarr", quiet=True)
+    (kept,) = (tmp_path / "b.zarr.incomplete/.tomoscale").glob("once-*.npy")
+    raw = bytearray(kept.read_bytes())
+    raw[-20] ^= 4
+    kept.write_bytes(raw)
+    again = store.open_volume(run.write(cleaned, tmp_path / "b.zarr", quiet=True)).whole()
+    np.testing.assert_array_equal(again, undisturbed)
+
+
+@pytest.mark.parametrize("rubbish", ["5", "[]", '"x"', '{"host": 1, "pid": "abc"}', "\udcff"])
+def test_rubbish_in_a_lock_is_nobody(tmp_path, rubbish):
+    (tmp_path / ".out.zarr.lock").write_text(rubbish, errors="surrogateescape")
+    run.write({"a": np.arange(3)}, tmp_path / "out.zarr", quiet=True)
+
+
+def test_only_results_of_tomoscale_are_replaced(tmp_path):
+    foreign = write_array(tmp_path / "raw.zarr", np.ones((4, 5, 6), np.uint16), (2, 5, 6))
+    link = tmp_path / "link.zarr"
+    link.symlink_to(run.write({"a": np.arange(3)}, tmp_path / "out.zarr", quiet=True))
+    (tmp_path / "other.zarr.incomplete").mkdir()
+    (tmp_path / "other.zarr.incomplete/a.tif").write_bytes(b"raw")
+    refused = {
+        foreign: "not made by tomoscale",
+        link: "is a link",
+        tmp_path / "other.zarr": "not an unfinished run",
+    }
+    for target, words in refused.items():
+        with pytest.raises(TomoscaleError, match=words):
+            run.write({"a": np.arange(3)}, target, overwrite=True, quiet=True)
+    assert (store.open_volume(foreign).whole() == 1).all()
+    assert (tmp_path / "other.zarr.incomplete/a.tif").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import dask.array as da
@@ -11,7 +12,7 @@ import pytest
 import zarr
 from conftest import small_scan, write_scan
 
-from tomoscale import background, manifest, run, store
+from tomoscale import background, columns, manifest, run, simulate, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cli import main
 from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
@@ -177,6 +178,58 @@ def test_a_repair_that_is_stopped_goes_on_with_the_same_command(result, monkeypa
     assert "intact" in verify(result)
     for name, array in content(result).items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_repair_that_is_stopped_goes_on_when_asked_again(result, monkeypatch):
+    before = content(result)
+    objects(result)[0].unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(ChunkFiles, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patched.setattr("time.sleep", lambda s: None)
+        with pytest.raises(BlocksFailedError):
+            verify(result, repair=True)
+    assert "intact" in verify(result, repair=True)
+    for name, array in content(result).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_repair_does_not_keep_chunks_of_another_layout(result, monkeypatch):
+    before = content(result)
+    stored = columns._stored
+    monkeypatch.setattr(columns, "_stored", lambda *a: (stored(*a)[0], 2, stored(*a)[2]))
+    objects(result)[0].unlink()
+    assert "intact" in verify(result, repair=True)
+    for name, array in content(result).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_table_beside_a_result_is_held_to_its_record_and_never_replaces_another(tmp_path):
+    table = tmp_path / "scan.parquet"
+    table.write_text("my own table")
+    scan = simulate.dct(shape=(40, 32, 32), blobs=1, seed=1)
+    with pytest.raises(TomoscaleError, match="would be replaced by the table"):
+        run.write(scan, tmp_path / "scan.zarr", quiet=True)
+    table.unlink()
+    path = run.write(scan, tmp_path / "scan.zarr", quiet=True)
+    assert "intact" in verify(path)
+    table.write_bytes(table.read_bytes()[:-1])
+    with pytest.raises(DamagedError, match=r"scan.parquet: \d+ bytes"):
+        verify(path)
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.write_bytes(b""), lambda f: f.unlink(), os.mkfifo])
+def test_lost_metadata_and_manifests_that_are_no_files_are_damage(result, damage):
+    for name in ("zarr.json", "frames/.manifest.jsonl"):
+        file = result / name
+        sound = file.read_bytes()
+        if damage is os.mkfifo:
+            file.unlink()
+        damage(file)
+        with pytest.raises(DamagedError, match=name):
+            verify(result)
+        file.unlink(missing_ok=True)
+        file.write_bytes(sound)
+    assert "intact" in verify(result)
 
 
 def test_repair_of_a_damaged_manifest_makes_its_array_again(result):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -217,6 +218,9 @@ def _print(text: str) -> None:
         print("\n".join(map(_shown, text.split("\n"))), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _say(f"standard output: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: object) -> None:
@@ -224,7 +228,8 @@ def _say(message: object) -> None:
     text = _shown(" ".join(str(message).split()))
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} ..."
-    print(f"tomoscale: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody listens any more
+        print(f"tomoscale: {text}", file=sys.stderr, flush=True)
 
 
 def _shown(text: str) -> str:

@@ -6,6 +6,7 @@ All of it is kept in the record of the job, so that a run that goes on does not 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from tomoscale import parts, passes, worker
 from tomoscale.cluster import Connection
 from tomoscale.journal import Job
+from tomoscale.objects import checksum, write_object
 from tomoscale.plan import Plan
 from tomoscale.progress import Progress
 from tomoscale.result import Result
@@ -55,12 +57,12 @@ class First:
             if "kept" in facts:
                 graph[key] = self._kept(facts["kept"], graph)
                 continue
-            value = self.job.load_once(number)
+            value = load(self.job, number)
             if value is None:
                 value = passes.known(graph, facts)
             if value is None:
                 value = self._gathered(facts, graph)
-            self.job.keep_once(number, value)
+            keep(self.job, number, value)
             passes.place(graph, key, facts, value)
         return {name: graph[(a.name,) + (0,) * a.ndim] for name, a in self.result.once.items()}
 
@@ -109,3 +111,22 @@ class First:
 
             outcome = execute(tasks, self.workers, finished, tick=self.job.check)
         outcome.check(self.result.origin.who, self.plan.n_blocks, self.plan.share(self.workers))
+
+
+def load(job: Job, number: int) -> np.ndarray | None:
+    """Return a small result of an earlier run; None where there is none, or it is not what was kept."""
+    try:
+        raw = (job.folder / f"once-{number}.npy").read_bytes()
+        if checksum(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+            return None  # every block would be computed with it
+        return np.load(io.BytesIO(raw[:-4]), allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+
+
+def keep(job: Job, number: int, array: np.ndarray) -> None:
+    """Keep a small result for a run that goes on, with its checksum."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    raw = file.getvalue()
+    write_object(job.folder / f"once-{number}.npy", [raw, checksum(raw).to_bytes(4, "little")])

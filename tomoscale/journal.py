@@ -26,15 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from tomoscale import lock, manifest, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.metadata import differences, read_json
-from tomoscale.objects import PARTIAL, Stored, measure, sync_folder
+from tomoscale.objects import PARTIAL, Stored, measure, sync_folder, write_object
 
 FOLDER = ".tomoscale"
+INTACT = "blocks-intact.jsonl"
+"""What a repair need not make again."""
 
 Record = dict[str, list[Stored]]
 """Field -> its stored objects, of one block."""
@@ -109,7 +109,7 @@ class Job:
                 )
             resumed = not unlike
         if not resumed and self.root.exists():
-            if not overwrite and not self.folder.is_dir() and any(self.root.iterdir()):
+            if not self.folder.is_dir() and any(self.root.iterdir()):
                 raise TomoscaleError(f"{self.root}: exists and is not an unfinished run; move it away")
             shutil.rmtree(self.root)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +120,11 @@ class Job:
         else:
             store.write_json(self.folder / "job.json", header)
         return resumed
+
+    @property
+    def is_reopened(self) -> bool:
+        """Whether the unfinished result was a complete one before."""
+        return (self.folder / INTACT).is_file()
 
     def reopen(self, header: Mapping[str, Any], intact: Record) -> None:
         """
@@ -132,6 +137,10 @@ class Job:
         intact : Record
             What need not be made again.
         """
+        if self.root.exists():
+            raise TomoscaleError(
+                f"{self.root}: is in the way of a repair: an unfinished run; finish it, or move it away"
+            )
         lock.take(self.lock, self.target)
         try:
             folder = self.target / FOLDER
@@ -139,7 +148,7 @@ class Job:
             folder.mkdir()
             store.write_json(folder / "job.json", header)
             line = json.dumps({"block": "intact", "objects": intact})
-            (folder / "blocks-intact.jsonl").write_text(line + "\n", encoding="utf-8")
+            write_object(folder / INTACT, [f"{line}\n".encode()])
             os.rename(self.target, self.root)
             sync_folder(self.target.parent)
         finally:
@@ -276,25 +285,6 @@ class Job:
                 os.ftruncate(descriptor, end)  # or the next line would be torn as well
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         os.fsync(descriptor)
-
-    # ------------------------------------------------------------ small results
-
-    def load_once(self, number: int) -> np.ndarray | None:
-        """Return a small result of an earlier run, or None."""
-        try:
-            return np.load(self.folder / f"once-{number}.npy", allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-
-    def keep_once(self, number: int, array: np.ndarray) -> None:
-        """Keep a small result for a resumed run."""
-        path = self.folder / f"once-{number}.npy"
-        temporary = path.with_suffix(PARTIAL)
-        with open(temporary, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 _journals: dict[str, int] = {}

@@ -41,10 +41,7 @@ def take(lock: Path, target: Path) -> None:
         Another run has it.
     """
     with _opened(lock) as file:
-        try:
-            owner = json.loads(file.read() or "{}")
-        except ValueError:
-            owner = {}  # its writer was killed while it wrote
+        owner = _owner(file)
         age = time.time() - os.fstat(file.fileno()).st_mtime
         same_host = owner.get("host") == socket.gethostname()
         if owner and (is_alive(owner) if same_host else age < STALE_AFTER_S):
@@ -102,12 +99,13 @@ def check(lock: Path) -> None:
         The lock is gone, or another run took it over while this one stood still.
     """
     try:
-        owner = json.loads(lock.read_text(encoding="utf-8"))
+        with open(lock, encoding="utf-8") as file:
+            owner = _owner(file)
     except FileNotFoundError:
         raise TomoscaleError(f"{lock}: was taken away while its output was being written") from None
-    except (OSError, ValueError):
-        return  # storage that fails for a moment, or another run that looks at the lock
-    if not _is_ours(owner):
+    except OSError:
+        return  # storage that fails for a moment
+    if owner and not _is_ours(owner):  # else another run looks at the lock
         raise TomoscaleError(
             f"{lock}: process {owner.get('pid')} on {owner.get('host')} writes the output now; this one stood still "
             "for too long"
@@ -120,10 +118,7 @@ def release(lock: Path) -> None:
     if not lock.exists():
         return
     with _opened(lock) as file:
-        try:
-            owner = json.loads(file.read() or "{}")
-        except ValueError:
-            owner = {}
+        owner = _owner(file)
         if not owner or _is_ours(owner):
             lock.unlink(missing_ok=True)
 
@@ -134,6 +129,15 @@ def let_go() -> None:
         with contextlib.suppress(OSError, ValueError):
             if _is_ours(json.loads(lock.read_text(encoding="utf-8"))):
                 lock.unlink()
+
+
+def _owner(file: TextIO) -> dict[str, Any]:
+    """Return whom a lock names; nobody if its writer was killed while it wrote, or it was damaged."""
+    try:
+        found = json.loads(file.read() or "{}")
+        return {**found, "pid": int(found["pid"]), "started": float(found["started"] or 0)} if found else {}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
 
 
 def _is_ours(owner: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,15 +48,21 @@ def read(node: Path) -> dict[str, Stored]:
         It is missing, or is not what was written.
     """
     try:
-        raw = (node / FILE).read_bytes()
+        is_file = stat.S_ISREG((node / FILE).lstat().st_mode)
+        raw = (node / FILE).read_bytes() if is_file else b""
+    except FileNotFoundError:
+        raise DamagedError(f"{node / FILE}: missing") from None
+    except OSError as error:
+        raise DamagedError(f"{node / FILE}: cannot be read: {error.strerror}") from None
+    if not is_file:
+        raise DamagedError(f"{node / FILE}: no regular file")
+    try:
         lines = raw.splitlines(keepends=True)
         *objects, check = (Stored(*json.loads(line)) for line in lines)
         body = raw[: -len(lines[-1])]
         listed = all(is_inside(s.key) and type(s.length) is type(s.crc) is int for s in objects)
         if listed and check == Stored("", len(body), google_crc32c.value(body)):
             return {s.key: s for s in objects}
-    except FileNotFoundError:
-        raise DamagedError(f"{node / FILE}: missing") from None
-    except (ValueError, TypeError, RecursionError):
+    except (IndexError, ValueError, TypeError, RecursionError):
         pass
     raise DamagedError(f"{node / FILE}: its bytes have changed")

@@ -143,7 +143,8 @@ def _stamp(result: Any, origin: Origin) -> None:
     for array in _lazy(result):
         stated = blocks.facts(array)
         known = replace(origin, **{n: stated[n] for n in ("inputs", "history") if n in stated})
-        known = replace(known, inputs={**stated.get("beside", {}), **known.inputs})
+        beside = {n: i for n, i in stated.get("beside", {}).items() if n not in known.inputs}
+        known = replace(known, inputs={**known.inputs, **beside})
         blocks.state(array, origin=known)
 
 

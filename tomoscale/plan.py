@@ -15,6 +15,7 @@ from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
 from tomoscale.metadata import node_type
 from tomoscale.progress import human_bytes
+from tomoscale.record import record_of
 from tomoscale.result import Pass, Result, stored_chunks
 
 
@@ -241,7 +242,23 @@ def check_replaced(target: Path) -> None:
     TomoscaleError
         A file, or a folder with other things in it.
     """
-    if os.path.lexists(target) and not (target.is_dir() and (node_type(target) or not any(target.iterdir()))):
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink():
+        raise TomoscaleError(f"{target}: is a link, and is not replaced; give the folder that it leads to")
+    if not (target.is_dir() and (node_type(target) or not any(target.iterdir()))):
         raise TomoscaleError(
             f"{target}: is no Zarr, and is not replaced; give another output, or move it away"
         )
+    if any(target.iterdir()) and not _is_ours(target):
+        raise TomoscaleError(
+            f"{target}: was not made by tomoscale, and is not replaced; give another output, or move it away"
+        )
+
+
+def _is_ours(target: Path) -> bool:
+    """Tell whether tomoscale wrote a group; also one whose record is damaged."""
+    try:
+        return record_of(target) is not None
+    except TomoscaleError:
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -109,8 +110,9 @@ class Progress:
         elif last or time.monotonic() - self._logged > LOG_EVERY_S:
             self._logged = time.monotonic()
             end = f"in {human_time(elapsed)}" if last else left
-            print(
-                f"{self.title}: {self.finished} of {self.total} blocks, {rate} {end}",
-                file=sys.stderr,
-                flush=True,
-            )
+            with contextlib.suppress(OSError):  # nobody listens any more
+                print(
+                    f"{self.title}: {self.finished} of {self.total} blocks, {rate} {end}",
+                    file=sys.stderr,
+                    flush=True,
+                )

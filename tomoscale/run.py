@@ -26,7 +26,7 @@ from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, TomoscaleError
 from tomoscale.first import First
 from tomoscale.journal import Job
-from tomoscale.objects import Stored
+from tomoscale.objects import Stored, write_object
 from tomoscale.plan import Plan, check_place, check_replaced
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
@@ -85,6 +85,11 @@ def write(
     if target.exists() and not overwrite and not dry_run:
         raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
     check_replaced(target)
+    table = target.with_suffix(".parquet")
+    if writing.result.tables and table.exists() and not (target.exists() or writing.job.root.exists()):
+        raise TomoscaleError(
+            f"{table}: exists, and would be replaced by the table of the result; move it away"
+        )
     with interruptible(), cluster.current(connection) as workers:
         writing.say(writing.plan.describe(workers, target))
         writing.plan.check_memory(workers)
@@ -136,12 +141,14 @@ class _Writing:
         self.begin = time.monotonic()
         self.peak_bytes = 0
         self.found: dict[str, Any] = {}
+        self.tables: dict[str, list[int]] = {}
         self.is_new = False
         self.parts = 1
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody listens any more
+                print(text, file=sys.stderr, flush=True)
 
     def run(self, workers: Connection, overwrite: bool, keep_going: bool) -> None:
         resumed = self.job.begin(self.result.header(), overwrite=overwrite)
@@ -251,6 +258,7 @@ class _Writing:
 
     def write_tables(self, graph: dict[Any, Any]) -> None:
         """Write the tables beside the output; what they say of the whole goes into the attributes."""
+        import pyarrow
         import pyarrow.parquet
         from dask.optimization import cull
 
@@ -259,9 +267,10 @@ class _Writing:
                 table = worker.compute(cull(graph, [table.key])[0], [table.key])[0]
             self.found |= json.loads((table.schema.metadata or {}).get(b"tomoscale", b"{}"))
             final = self.job.target.with_suffix(".parquet")
-            temporary = final.with_name(f".{final.name}.partial")
-            pyarrow.parquet.write_table(table, temporary)
-            temporary.replace(final)
+            sink = pyarrow.BufferOutputStream()
+            pyarrow.parquet.write_table(table, sink)
+            written = write_object(final, [sink.getvalue().to_pybytes()])
+            self.tables[final.name] = [written.length, written.crc]
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the complete group: history, and what viewers read."""
@@ -276,6 +285,7 @@ class _Writing:
             "arrays": list(self.result.arrays),
             "history": [*self.origin.history, step],
             **({"found": self.found} if self.found else {}),
+            **({"tables": self.tables} if self.tables else {}),
         }
         found: dict[str, Any] = {"tomoscale": record}
         image = self.result.image()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tomoscale import blocks, cluster, manifest, run, store
+from tomoscale import blocks, cluster, manifest, metadata, run, store
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.grid import spans
 from tomoscale.journal import Job
@@ -71,6 +71,8 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bo
     TomoscaleError
         Not a complete result of tomoscale; or, with `repair`, its inputs are gone or changed.
     """
+    if repair and _is_being_repaired(path):
+        _go_on(path)
     arrays = _arrays(path)
     damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
     repaired = ""
@@ -120,6 +122,7 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[
             wanted += [(node, o) for o in manifest.read(path / node).values()]
         except DamagedError as error:
             damaged.append(Damage(node, manifest.FILE, str(error).rpartition(": ")[2]))
+    wanted += _tables(path)
     n_bytes = sum(o.length for _, o in wanted)
     compare = functools.partial(_compare, path, quick=quick)
     with (
@@ -129,9 +132,18 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[
         for few in spans(len(wanted), MANY):  # a bounded number of calls at a time
             for found in threads.map(compare, wanted[few]):
                 progress.advance()
-                if found and found not in damaged:
+                if found and found.name not in {d.name for d in damaged if d.key == manifest.FILE}:
                     damaged.append(found)
     return damaged, len(wanted), n_bytes
+
+
+def _tables(path: Path) -> list[tuple[str, Stored]]:
+    """Return the table beside a result, as its record has it."""
+    try:
+        listed = metadata.attributes_of(path).get("tomoscale", {}).get("tables", {}).values()
+        return [("", Stored(f"../{path.with_suffix('.parquet').name}", *map(int, table))) for table in listed]
+    except (TomoscaleError, AttributeError, TypeError, ValueError):
+        return []  # that the attributes are damaged is found elsewhere
 
 
 def _compare(path: Path, object: tuple[str, Stored], *, quick: bool) -> Damage | None:
@@ -163,7 +175,11 @@ def _arrays(path: Path) -> list[str]:
             else "does not exist or is no Zarr directory"
         )
         raise TomoscaleError(f"{path}: {why}")
-    record = record_of(path)
+    try:  # which outlives damage to the attributes
+        listed = manifest.read(path)
+        return sorted(k.removesuffix(f"/{manifest.FILE}") for k in listed if k.endswith(f"/{manifest.FILE}"))
+    except DamagedError:
+        record = record_of(path)
     if record is None:
         raise TomoscaleError(
             f"{path}: not a result of tomoscale; only those have a manifest to verify against"
@@ -181,7 +197,7 @@ def make_again(path: Path, damaged: list[Damage]) -> None:
     Compute what is damaged again.
 
     The result becomes an unfinished one that holds all that is intact, and its run goes on: on the workers, with
-    progress, and, if it is stopped, by the same command.
+    progress, and, if it is stopped, by `verify --repair` or by the command that made the result.
 
     Parameters
     ----------
@@ -201,15 +217,30 @@ def make_again(path: Path, damaged: list[Damage]) -> None:
             raise TomoscaleError(
                 f"{path}: the record of how it was made (zarr.json) is damaged; run its command again with --overwrite"
             )
-        made = _made_again(path)
+        made = _made_again(path, (record_of(path) or {}).get("history", [])[-1:])
         result = Result.of(made)
+        header = result.header()
         intact = {
             name: [o for o in _recorded(path / name) if f"{name}/{o.key}" not in bad]
-            for name in result.arrays
+            for name, array in header["arrays"].items()
+            if _is_laid_out(path / name, array)
         }
         check_place(path, [])
-        Job(path.absolute()).reopen(result.header(), intact)
+        Job(path.absolute()).reopen(header, intact)
         run.write(made, path, connection=workers)
+
+
+def _is_laid_out(folder: Path, array: dict[str, Any]) -> bool:
+    """Tell whether an array is stored as it would be today: chunks of another layout must not stay among new ones."""
+    try:
+        info = metadata.array_info(folder)
+    except TomoscaleError:
+        return False
+    return [list(info.shape), str(info.dtype), list(info.chunks)] == [
+        array["shape"],
+        array["dtype"],
+        array["chunks"],
+    ]
 
 
 def _recorded(array: Path) -> list[Stored]:
@@ -220,9 +251,20 @@ def _recorded(array: Path) -> list[Stored]:
         return []
 
 
-def _made_again(path: Path) -> Any:
-    """Plan the result once more, from its own record, and make sure that its inputs are the same."""
-    history = (record_of(path) or {}).get("history")
+def _is_being_repaired(path: Path) -> bool:
+    """Tell whether a result is an unfinished one because its repair was stopped."""
+    return not path.exists() and Job(path.absolute()).is_reopened
+
+
+def _go_on(path: Path) -> None:
+    """Go on with a repair that was stopped."""
+    with cluster.current() as workers, blocks.planned_for(workers.block_bytes, workers.slots):
+        header = metadata.read_json(Job(path.absolute()).folder / "job.json")
+        run.write(_made_again(path, [header]), path, connection=workers)
+
+
+def _made_again(path: Path, history: list[dict[str, Any]]) -> Any:
+    """Plan the result once more, from the last step of its record, and make sure that its inputs are the same."""
     if not history:
         raise TomoscaleError(f"{path}: does not say how it was made; it cannot be made again")
     step = {"parameters": {}, "inputs": {}, "versions": {}, **history[-1]}
