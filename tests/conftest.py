@@ -10,6 +10,9 @@ import pytest
 
 from tomoscale import store
 
+collect_ignore = ["disturbed.py"]
+"""It disturbs the package as soon as it is imported, which looking for doctests would do."""
+
 
 def small_scan(
     n_frames: int = 90, rows: int = 20, columns: int = 23, seed: int = 0, dtype: str = "uint16"

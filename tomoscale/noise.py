@@ -25,7 +25,7 @@ def sampled_windows(shape: Sequence[int]) -> list[Window]:
     Return up to 64 boxes of 64^3 voxels, evenly spread over a volume: they depend on its shape only.
 
     >>> len(sampled_windows((300, 100, 100))), sampled_windows((10, 20, 30))
-    (64, [(slice(0, 10, None), slice(0, 20, None), slice(0, 30, None))])
+    (16, [(slice(0, 10, None), slice(0, 20, None), slice(0, 30, None))])
     """
     axes = []
     for size, count in zip(shape, SAMPLED, strict=True):

@@ -65,6 +65,7 @@ def read(path: str | Path, function: Callable[..., Any]) -> dict[str, Any]:
             f"{path}: holds parameters of {there}; expected a section [{section_of(function)}]"
         )
     where = f"{path}: [{section_of(function)}]"
+    given = {n: v for n, v in given.items() if not isinstance(v, dict)}  # `depth` beside `depth.project`
     for name in given:
         if name not in parameters_of(function):
             raise TomoscaleError(f"{where} has no parameter {name}{closest(name, parameters_of(function))}")
