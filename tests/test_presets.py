@@ -54,7 +54,7 @@ values = st.fixed_dictionaries(
     {"level": st.floats(allow_nan=False) | text},
     optional={
         "highest": st.floats(allow_nan=False),
-        "count": st.integers(1, 10**12),
+        "count": st.integers(1, 10**9),
         "edge": st.integers(0, 50).map(lambda n: 2 * n + 1),
         "sizes": st.tuples(*[st.integers(1, 99)] * 3),
         "parts": st.lists(st.tuples(spans, spans).map(lambda r: Rect(*r))).map(tuple),

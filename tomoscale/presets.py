@@ -65,9 +65,12 @@ def read(path: str | Path, function: Callable[..., Any]) -> dict[str, Any]:
             f"{path}: holds parameters of {there}; expected a section [{section_of(function)}]"
         )
     where = f"{path}: [{section_of(function)}]"
-    given = {n: v for n, v in given.items() if not isinstance(v, dict)}  # `depth` beside `depth.project`
+    known = parameters_of(function)
+    given = {
+        n: v for n, v in given.items() if n in known or not isinstance(v, dict)
+    }  # `depth`, not `depth.project`
     for name in given:
-        if name not in parameters_of(function):
+        if name not in known:
             raise TomoscaleError(f"{where} has no parameter {name}{closest(name, parameters_of(function))}")
     return {name: value_of(f"{where} {name}", function, name, value) for name, value in given.items()}
 
