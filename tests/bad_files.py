@@ -113,6 +113,11 @@ def link(name: str, target: str) -> Maker:
     return make
 
 
+def unreadable(name: str) -> Maker:
+    """Take all permissions from a file or folder."""
+    return lambda folder: (folder / name).chmod(0)
+
+
 def listening(name: str) -> Maker:
     """Make a socket."""
 

@@ -40,6 +40,7 @@ from bad_files import (
     tags,
     text,
     tiffs,
+    unreadable,
     version_2,
     zeros,
 )  # fmt: skip
@@ -124,6 +125,17 @@ ZARR = {
     "chunk a device": (
         several(array(), link("a.zarr/c/0/0/0", "/dev/zero")), BACKGROUND, "a link that leads out of its array",
     ),
+    "chunk unreadable": (
+        several(array(), unreadable("a.zarr/c/0/0/0")), BACKGROUND, "a.zarr/c/0/0/0: Permission denied",
+    ),
+    "folder of chunks unreadable": (
+        several(array(), unreadable("a.zarr/c/0")), BACKGROUND, "a.zarr/c/0: cannot be read: Permission denied",
+    ),
+    "unreadable": (several(array(), unreadable("a.zarr")), BACKGROUND, "a.zarr/zarr.json: Permission denied"),
+    "json unreadable": (
+        several(array(), unreadable("a.zarr/zarr.json")), BACKGROUND, "zarr.json: cannot be read: Permission",
+    ),
+    "name not utf-8": (array("a\udcff.zarr", data_type="bool"), "background a\udcff.zarr", "'bool'"),
     "folder of chunks a link": (
         several(array(chunk=None), file("other/0"), lambda d: (d / "a.zarr/c/0/0").rmdir(),
                 link("a.zarr/c/0/0", "../../../other")), BACKGROUND, "a link, which is not followed",
@@ -225,6 +237,15 @@ PARAMETERS = {
 }  # fmt: skip
 
 SOURCES = {
+    "unreadable tiff": (
+        several(file("a.tif"), unreadable("a.tif")), CONVERT, "a.tif: cannot be read: Permission denied",
+    ),
+    "unreadable hdf5": (
+        several(file("a.h5"), unreadable("a.h5")), "convert a.h5 o.zarr", "a.h5: cannot be read: Permission denied",
+    ),
+    "unreadable folder": (
+        several(file("in/a_1.tif"), unreadable("in")), "convert in/*.tif o.zarr", "Permission denied",
+    ),
     "no file": (nothing, CONVERT, "a.tif: does not exist"),
     "no match": (nothing, "convert t/f_*.tif o.zarr", "no file matches this pattern"),
     "no output": (tags(), "convert a.tif", "give one or more sources, then the output"),
@@ -434,11 +455,16 @@ OTHERS = {
     "info nothing": (nothing, "info a.zarr", "does not exist"),
     "info a file": (file("a.zarr"), "info a.zarr", "is a file"),
     "info damaged": (text("{"), "info a.zarr", "not readable as JSON"),
+    "info settings": (
+        array(codecs=[{"name": "bytes"}, {"name": "zstd", "configuration": False}]), "info a.zarr",
+        "settings that are no object",
+    ),
     "info record": (result(complete="yes"), "info scan.zarr", "record is damaged"),
     "info history": (result(history=[{"operation": 3}]), "info scan.zarr", "record is damaged"),
     "info inputs": (
         result(history=[{"operation": "x", "inputs": {"frames": {"shape": 3}}}]), "info scan.zarr", "is damaged",
     ),
+    "info unreadable": (several(array(), unreadable("a.zarr")), "info a.zarr", "a.zarr/zarr.json: Permission denied"),
     "info table": (
         several(result(), file("scan.parquet", b"PAR1" + bytes(99) + b"PAR1")), "info scan.zarr",
         "not a readable table",

@@ -113,17 +113,28 @@ def test_a_signal_ends_a_run_in_time_and_nothing_is_lost(drill, frames, operatio
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_all_processes_of_a_run_stops_it_as_one_to_the_command(drill, number):
-    """Row 3: as Ctrl-C and Slurm without `B:` send it."""
+    """Row 3: as Ctrl-C, a closed terminal, and Slurm without `B:` send it."""
     one = drill("convert", pause=0.3)
-    process = one.start(prefix=["setsid"])
+    process = one.start(prefix=["env", "--default-signal", "setsid"])
     one.wait(lambda: one.n_recorded() >= 2)
     os.killpg(process.pid, number)
     done = one.end(process)
     assert done.returncode == 75, done.stderr
     assert re.search(rf"{number.name}: \d+ blocks are left", done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_that_is_ignored_from_the_start_does_not_stop_a_run(drill):
+    """As `nohup` asks for."""
+    one = drill("convert", pause=0.1)
+    process = one.start(prefix=["env", "--ignore-signal=HUP", "setsid"])
+    one.wait(lambda: one.n_recorded() >= 2)
+    os.killpg(process.pid, signal.SIGHUP)
+    done = one.end(process)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

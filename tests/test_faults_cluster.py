@@ -133,9 +133,14 @@ def test_a_run_without_workers_gives_up_and_goes_on_when_there_are_some(drill, f
     assert_result(drill, frames)
 
 
-def test_a_worker_that_is_stopped_for_the_whole_run_does_no_harm_when_it_wakes_up(drill, frames, dask):
-    """Row 10: its blocks go elsewhere; what it writes late changes nothing."""
-    dask.scheduler(**TTL)
+@pytest.mark.parametrize("patient", [False, True], ids=["scheduler", "patient scheduler"])
+def test_a_worker_that_is_stopped_for_the_whole_run_does_no_harm_when_it_wakes_up(
+    drill, frames, dask, patient
+):
+    """Row 10: its blocks go elsewhere, also if the scheduler would wait; what it writes late changes nothing."""
+    if patient:
+        drill.orders["set"] = {"tomoscale.remote.UNHEARD_S": 4.0}
+    dask.scheduler(**({} if patient else TTL))
     frozen = psutil.Process(dask.worker("--no-nanny").pid)
     dask.worker("--no-nanny")
     dask.wait_for(2)

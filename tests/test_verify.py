@@ -217,6 +217,18 @@ def test_a_table_beside_a_result_is_held_to_its_record_and_never_replaces_anothe
         verify(path)
 
 
+def test_chunks_in_a_folder_that_is_a_link_are_damage_which_is_not_written_through(result, tmp_path):
+    (result / "frames/c").rename(tmp_path / "elsewhere")
+    (result / "frames/c").symlink_to(tmp_path / "elsewhere")
+    before = sorted(tmp_path.rglob("*"))
+    for how in ({}, {"quick": True}):
+        with pytest.raises(DamagedError, match="frames/c/0/0/0: in a folder that is a link"):
+            verify(result, **how)
+    with pytest.raises(TomoscaleError, match="move the folder there"):
+        verify(result, repair=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("damage", [lambda f: f.write_bytes(b""), lambda f: f.unlink(), os.mkfifo])
 def test_lost_metadata_and_manifests_that_are_no_files_are_damage(result, damage):
     for name in ("zarr.json", "frames/.manifest.jsonl"):

@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import Any
 
-from tomoscale.signals import STOPPING
+from tomoscale.signals import stopping
 
 
 def main() -> int:
@@ -23,13 +23,13 @@ def main() -> int:
     try:
         return cli.main()
     finally:
-        for number in STOPPING:  # there is nothing left to stop
+        for number in stopping():  # there is nothing left to stop
             signal.signal(number, signal.SIG_IGN)
 
 
 def mind_signals() -> None:
     """Leave with the right status when a signal comes before a run can begin."""
-    for number in STOPPING:
+    for number in stopping():
         signal.signal(number, _leave)
 
 

@@ -88,7 +88,7 @@ def check_v3(codecs: Any, where: object, rank: int, *, inside: bool = False) -> 
             raise TomoscaleError(
                 f"{where}: codec {name!r} is not read; known are {', '.join(sorted(CODECS_V3))}"
             )
-        if not isinstance(codec.get("configuration") or {}, dict):
+        if not isinstance(codec.get("configuration"), dict | None):
             raise TomoscaleError(f"{where}: codec {name!r} has settings that are no object")
     names = [c["name"] for c in codecs]
     before = names[: names.index("bytes")] if "bytes" in names else names

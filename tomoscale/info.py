@@ -145,7 +145,7 @@ def _codecs(folder: Path, info: ArrayInfo) -> str:
         return "-".join(str(compressor[k]) for k in ("id", "cname") if k in compressor) or "none"
     names = []
     for codec in info.codecs:
-        settings = codec.get("configuration", {})
+        settings = codec.get("configuration") or {}
         if codec["name"] != "bytes":
             names.append(
                 "-".join([codec["name"], *(str(settings[k]) for k in ("cname", "shuffle") if k in settings)])

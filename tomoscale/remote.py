@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import platform
 import time
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +22,8 @@ SILENT_S = 20.0
 """After this long without an answer a scheduler counts as gone."""
 ALONE_S = 120.0
 """After this long without any worker a run gives up; a nanny starts a new one within seconds."""
+UNHEARD_S = 150.0
+"""After this long without a heartbeat a worker's blocks go elsewhere; local ones are replaced sooner."""
 
 
 def connected(address: str, access: Access) -> Any:
@@ -92,7 +96,10 @@ def check_versions(client: Any) -> None:
 
 class Pulse:
     """
-    Asks a scheduler now and then how many workers it has.
+    Asks a scheduler now and then who works for it, and has workers removed that are not heard of any more.
+
+    A scheduler that somebody else started may wait ten minutes for a frozen worker, or for ever; its blocks
+    would be missing that long.
 
     Parameters
     ----------
@@ -102,9 +109,10 @@ class Pulse:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._answer: Future[int] | None = None
+        self._answer: Future[dict[str, float] | None] | None = None
         self._last = self._asked = time.monotonic()
-        self._silent_s = self._alone_s = 0.0
+        self._waited_s = self._silent_s = self._alone_s = 0.0
+        self._heard: dict[str, tuple[float, float]] = {}
 
     def trouble(self) -> str | None:
         """Say what is wrong, None if nothing is; called several times per second."""
@@ -113,23 +121,48 @@ class Pulse:
         now = time.monotonic()
         # A program that was stopped itself (Ctrl-Z) has not waited for anybody.
         passed, self._last = min(now - self._last, 1.0), now
+        self._waited_s += passed
         if self._answer is None and now - self._asked > ASK_EVERY_S:
             self._asked = now
-            self._answer = asyncio.run_coroutine_threadsafe(self._n_workers(), self.client.loop.asyncio_loop)
+            self._answer = self._start(self._workers())
         if self._answer is not None:
             self._silent_s += passed
             if self._answer.done():
-                n_workers = self._answer.result()
-                self._answer, self._silent_s = None, self._silent_s if n_workers < 0 else 0.0
-                self._alone_s = 0.0 if n_workers else self._alone_s + ASK_EVERY_S
+                workers = self._answer.result()
+                self._answer = None
+                if workers is not None:
+                    self._silent_s = 0.0
+                    self._listen(workers)
         if self._silent_s > SILENT_S:
             return f"the scheduler has not answered for {SILENT_S:.0f} s"
         if self._alone_s > ALONE_S:
             return f"no workers were left for {ALONE_S:.0f} s"
         return None
 
-    async def _n_workers(self) -> int:
+    def _listen(self, workers: dict[str, float]) -> None:
+        """Note who was heard of since the last time; clocks of other hosts are not compared with ours."""
+        self._alone_s = 0.0 if workers else self._alone_s + ASK_EVERY_S
+        before, self._heard = self._heard, {}
+        for address, seen in workers.items():
+            last, when = before.get(address, (seen, self._waited_s))
+            self._heard[address] = (seen, when if seen == last else self._waited_s)
+            if self._waited_s - self._heard[address][1] > UNHEARD_S:
+                del self._heard[address]
+                self._start(self._remove(address))
+
+    def _start(self, call: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(call, self.client.loop.asyncio_loop)
+
+    async def _workers(self) -> dict[str, float] | None:
+        """Return when the scheduler heard of every worker, by its clock."""
         try:
-            return (await self.client.scheduler.identity(n_workers=0))["n_workers"]
+            found = (await self.client.scheduler.identity(n_workers=-1))["workers"]
+            return {address: worker["last_seen"] for address, worker in found.items()}
         except Exception:  # whatever it is, it is no answer
-            return -1
+            return None
+
+    async def _remove(self, address: str) -> None:
+        with contextlib.suppress(Exception):  # asked again as long as it is there
+            await self.client.scheduler.unregister(
+                address=address, stimulus_id=f"tomoscale-unheard-{time.time()}"
+            )

@@ -12,7 +12,13 @@ from typing import NoReturn
 
 from tomoscale.errors import InterruptedRunError
 
-STOPPING = [s for n in ("SIGTERM", "SIGUSR1", "SIGINT") if (s := getattr(signal, n, None)) is not None]
+STOPPING = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
+
+
+def stopping() -> list[signal.Signals]:
+    """Return the signals that stop a run; not those that are ignored, as `nohup` asks for."""
+    known = [signal.Signals[name] for name in STOPPING if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @dataclass
@@ -66,7 +72,7 @@ def interruptible(leave: Callable[[str], NoReturn] | None = None) -> Iterator[Si
     if threading.current_thread() is not threading.main_thread():
         yield Signals()
         return
-    before = {n: signal.signal(n, _signals.handle) for n in STOPPING}
+    before = {n: signal.signal(n, _signals.handle) for n in stopping()}
     outermost = not any(getattr(h, "__self__", None) is _signals for h in before.values())
     if outermost:
         _signals.received, _signals.deferred, _signals.leave = None, False, leave
@@ -84,11 +90,12 @@ def kept_from_children() -> Iterator[None]:
     """
     Let processes that are started here, and by threads that are, not see what is meant for the command.
 
-    A terminal sends SIGINT to all of them, and Slurm may send SIGUSR1: it would end them, in the midst of a block.
+    A terminal sends SIGINT to all of them, or SIGHUP when it is closed, and Slurm may send SIGUSR1: it would end
+    them, in the midst of a block.
     """
     from multiprocessing import resource_tracker
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})
     resource_tracker.ensure_running()  # which lets SIGINT through once it has started its own process
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

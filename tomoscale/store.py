@@ -137,12 +137,17 @@ def _array_of_group(path: Path) -> str:
 def arrays_of(group: Path) -> list[str]:
     """Return the paths of all arrays below a group."""
     found = []
-    for folder, inner, _ in os.walk(group):
+    for folder, inner, _ in os.walk(group, onerror=_refuse_unreadable):
         for name in sorted(inner):
             if metadata.node_type(Path(folder) / name) == "array":
                 found.append(str((Path(folder) / name).relative_to(group)))
         inner[:] = [n for n in sorted(inner) if metadata.node_type(Path(folder) / n) == "group"]
     return sorted(found)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    """Refuse a folder that cannot be listed: what is in it would count as missing."""
+    raise TomoscaleError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
@@ -153,7 +158,7 @@ def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
             f"{path}: its run is not finished; run the same command again to go on, or open with allow_incomplete"
         )
     present = set()
-    for folder, inner, files in os.walk(volume.path):
+    for folder, inner, files in os.walk(volume.path, onerror=_refuse_unreadable):
         for name in inner:
             if (link := Path(folder, name)).is_symlink():
                 raise TomoscaleError(f"{link}: a link, which is not followed; move the folder there")

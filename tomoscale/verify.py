@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ SHOWN = 20
 """Damaged objects that an error names."""
 MANY = 4096
 """Objects handed to threads at a time."""
+LINKED = "in a folder that is a link, which is not followed; move the folder there"
 
 
 class Damage(NamedTuple):
@@ -124,7 +126,8 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[
             damaged.append(Damage(node, manifest.FILE, str(error).rpartition(": ")[2]))
     wanted += _tables(path)
     n_bytes = sum(o.length for _, o in wanted)
-    compare = functools.partial(_compare, path, quick=quick)
+    real = functools.lru_cache(MANY)(os.path.realpath)
+    compare = functools.partial(_compare, path, real, quick=quick)
     with (
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
         Progress(f"verify {path.name}", len(wanted), block_bytes=n_bytes / max(1, len(wanted))) as progress,
@@ -146,13 +149,17 @@ def _tables(path: Path) -> list[tuple[str, Stored]]:
         return []  # that the attributes are damaged is found elsewhere
 
 
-def _compare(path: Path, object: tuple[str, Stored], *, quick: bool) -> Damage | None:
+def _compare(
+    path: Path, real: Callable[[Path], str], object: tuple[str, Stored], *, quick: bool
+) -> Damage | None:
     node, wanted = object
     file = path / node / wanted.key
     try:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode):
             return Damage(node, wanted.key, "no regular file")
+        if real(file.parent) != os.path.normpath(os.path.join(real(path), file.parent.relative_to(path))):
+            return Damage(node, wanted.key, LINKED)
         length = found.st_size
         if length != wanted.length:
             return Damage(node, wanted.key, f"{length} bytes, {wanted.length} were written")
@@ -213,6 +220,9 @@ def make_again(path: Path, damaged: list[Damage]) -> None:
     """
     with cluster.current() as workers, blocks.planned_for(workers.block_bytes, workers.slots):
         bad = {d.name for d in damaged}
+        linked = next((d.name for d in damaged if d.reason == LINKED), None)
+        if linked:
+            raise TomoscaleError(f"{path / linked}: {LINKED}")
         if "zarr.json" in bad:
             raise TomoscaleError(
                 f"{path}: the record of how it was made (zarr.json) is damaged; run its command again with --overwrite"
