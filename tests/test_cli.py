@@ -52,9 +52,24 @@ def test_a_part_of_the_input_is_cut_before_the_work(folder, scan):
     np.testing.assert_array_equal(store.open_volume("part.zarr").whole(), expected.frames.compute())
 
 
+def test_a_range_without_ends_is_the_whole_axis(folder, scan):
+    assert run("otsu scale scan.zarr -o part.zarr --roi 80:,:,:7 --scheduler threads --quiet") == 0
+    assert store.open_volume("part.zarr").shape == (10, scan.shape[1], 7)
+
+
+def test_a_subcommand_may_be_an_option(folder):
+    assert run("otsu scan.zarr --mask -o a.zarr --scheduler threads --quiet") == 0
+    assert run("otsu mask scan.zarr -o b.zarr --scheduler threads --quiet") == 0
+    same = [store.open_volume(folder / name).whole() for name in ("a.zarr", "b.zarr")]
+    np.testing.assert_array_equal(*same)
+    assert store.open_volume("a.zarr").history()[-1]["operation"] == "otsu.initial_mask"
+
+
 def test_quiet_prints_the_path_alone(folder, capsys):
     assert run("background scan.zarr -o a.zarr --step 9 --scheduler threads --quiet") == 0
     assert capsys.readouterr() == ("a.zarr\n", "")
+    assert run("verify a.zarr --quiet") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dry_run_writes_nothing(folder, capsys):

@@ -23,7 +23,7 @@ from tomoscale.errors import InterruptedRunError, TomoscaleError
 from tomoscale.how import How, HowChosen, HowTried, execute
 from tomoscale.parameters import Grid, Rect, Span, Volume, members
 from tomoscale.signals import interruptible
-from tomoscale.values import at_home, joined, numbers, rects, spans
+from tomoscale.values import as_subcommand, at_home, joined, numbers, rects, spans
 
 LONGEST = 4000
 """Characters of an error."""
@@ -181,8 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [at_home(a) for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with interruptible(_leave):
+            known = list(functions())
             result = build()(
-                joined(given, functions()),
+                joined(as_subcommand(given, known), known),
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class How:
     dashboard: Annotated[bool, Parameter(negative="--no-dashboard")] = True
     "Dask's dashboard of local workers, seen from this machine only."
     roi: str | None = None
-    "Work on a part of the input only: k0:k1,r0:r1,c0:c1."
+    "Work on a part of the input only: k0:k1,r0:r1,c0:c1; `:` for a whole axis."
     on_error: Literal["stop", "continue"] = "stop"
     "`stop` at the first failed block, or `continue` with the others."
     overwrite: bool = False
@@ -156,4 +157,5 @@ def _region(source: Any, roi: str | None) -> Any:
     volume = store.open_volume(source)
     if roi is None:
         return volume
-    return store.crop(volume, [span(part) for part in roi.split(",")])
+    lengths = itertools.chain(volume.shape, itertools.repeat(None))  # `crop` counts them
+    return store.crop(volume, [span(part, n) for part, n in zip(roi.split(","), lengths, strict=False)])

@@ -33,10 +33,16 @@ def numbers(type_: Any, tokens: Sequence[Any]) -> Any:
         ) from None
 
 
-def span(text: str) -> Span:
-    """Read `100:180`."""
+def span(text: str, length: int | None = None) -> Span:
+    """
+    Read `100:180`; along an axis of known length also `100:`, `:180` and `:`.
+
+    >>> span("100:", 180)
+    Span(start=100, stop=180)
+    """
+    whole = ("0", str(length)) if length is not None else ("", "")
     try:
-        start, stop = map(int, text.split(":"))
+        start, stop = (int(word or end) for word, end in zip(text.split(":"), whole, strict=True))
     except ValueError:
         raise TomoscaleError(f"range {text!r}; expected start:stop") from None
     return Span(start, stop)
@@ -97,6 +103,30 @@ def at_home(argument: str) -> str:
     if argument.startswith("--") and value.startswith("~/"):
         return f"{option}{equals}{Path(value).expanduser()}"
     return str(Path(argument).expanduser()) if argument.startswith("~/") else argument
+
+
+def as_subcommand(arguments: Sequence[str], functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """
+    Let a subcommand be given as an option: `otsu IN.zarr --mask` for `otsu mask IN.zarr`.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The command line.
+    functions : iterable of callable
+        The commands.
+
+    Examples
+    --------
+    >>> from tomoscale import otsu
+    >>> as_subcommand(["otsu", "volume.zarr", "--mask"], [otsu.segment, otsu.initial_mask])
+    ['otsu', 'mask', 'volume.zarr']
+    """
+    commands = {f.command for f in functions}  # type: ignore[attr-defined]
+    for n, word in enumerate(arguments):
+        if word.startswith("--") and arguments[0] in commands and f"{arguments[0]} {word[2:]}" in commands:
+            return [arguments[0], word[2:], *arguments[1:n], *arguments[n + 1 :]]
+    return list(arguments)
 
 
 def joined(arguments: Sequence[str], functions: Iterable[Callable[..., Any]]) -> list[str]:

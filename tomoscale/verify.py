@@ -46,7 +46,9 @@ class Damage(NamedTuple):
 
 
 @command("verify")
-def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bool = False) -> Any:
+def verify(
+    path: Path, *, quick: bool = False, repair: bool = False, as_json: bool = False, quiet: bool = False
+) -> Any:
     """
     Check every stored object of a result.
 
@@ -60,6 +62,8 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bo
         Compute the damaged blocks again, from the inputs and parameters that the result records.
     as_json
         Print the findings as JSON.
+    quiet
+        Show no progress.
 
     Returns
     -------
@@ -74,14 +78,14 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bo
         Not a complete result of tomoscale; or, with `repair`, its inputs are gone or changed.
     """
     if repair and _is_being_repaired(path):
-        _go_on(path)
+        _go_on(path, quiet=quiet)
     arrays = _arrays(path)
-    damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
+    damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick, quiet=quiet)
     repaired = ""
     if damaged and repair:
-        make_again(path, damaged)
+        make_again(path, damaged, quiet=quiet)
         repaired = f", {len(damaged)} of them made again"
-        damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
+        damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick, quiet=quiet)
     found = {
         "path": str(path),
         "objects": n_objects,
@@ -97,7 +101,9 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bo
     return found if as_json else f"{path}: {n_objects} objects, {human_bytes(n_bytes)}: intact{repaired}"
 
 
-def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[list[Damage], int, int]:
+def find_damage(
+    path: Path, arrays: list[str], *, quick: bool = False, quiet: bool = False
+) -> tuple[list[Damage], int, int]:
     """
     Compare stored objects with the manifests.
 
@@ -109,6 +115,8 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[
         Arrays to look at.
     quick : bool
         Compare presence and length only.
+    quiet : bool
+        Show no progress.
 
     Returns
     -------
@@ -126,11 +134,12 @@ def find_damage(path: Path, arrays: list[str], *, quick: bool = False) -> tuple[
             damaged.append(Damage(node, manifest.FILE, str(error).rpartition(": ")[2]))
     wanted += _tables(path)
     n_bytes = sum(o.length for _, o in wanted)
+    each = n_bytes / max(1, len(wanted))
     real = functools.lru_cache(MANY)(os.path.realpath)
     compare = functools.partial(_compare, path, real, quick=quick)
     with (
         ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
-        Progress(f"verify {path.name}", len(wanted), block_bytes=n_bytes / max(1, len(wanted))) as progress,
+        Progress(f"verify {path.name}", len(wanted), block_bytes=each, quiet=quiet) as progress,
     ):
         for few in spans(len(wanted), MANY):  # a bounded number of calls at a time
             for found in threads.map(compare, wanted[few]):
@@ -199,7 +208,7 @@ def _arrays(path: Path) -> list[str]:
 # ---------------------------------------------------------------- repair
 
 
-def make_again(path: Path, damaged: list[Damage]) -> None:
+def make_again(path: Path, damaged: list[Damage], *, quiet: bool = False) -> None:
     """
     Compute what is damaged again.
 
@@ -212,6 +221,8 @@ def make_again(path: Path, damaged: list[Damage]) -> None:
         The result.
     damaged : list of Damage
         What to make again.
+    quiet : bool
+        Show neither plan nor progress.
 
     Raises
     ------
@@ -237,7 +248,7 @@ def make_again(path: Path, damaged: list[Damage]) -> None:
         }
         check_place(path, [])
         Job(path.absolute()).reopen(header, intact)
-        run.write(made, path, connection=workers)
+        run.write(made, path, quiet=quiet, connection=workers)
 
 
 def _is_laid_out(folder: Path, array: dict[str, Any]) -> bool:
@@ -266,11 +277,11 @@ def _is_being_repaired(path: Path) -> bool:
     return not path.exists() and Job(path.absolute()).is_reopened
 
 
-def _go_on(path: Path) -> None:
+def _go_on(path: Path, *, quiet: bool) -> None:
     """Go on with a repair that was stopped."""
     with cluster.current() as workers, blocks.planned_for(workers.block_bytes, workers.slots):
         header = metadata.read_json(Job(path.absolute()).folder / "job.json")
-        run.write(_made_again(path, [header]), path, connection=workers)
+        run.write(_made_again(path, [header]), path, quiet=quiet, connection=workers)
 
 
 def _made_again(path: Path, history: list[dict[str, Any]]) -> Any:
