@@ -73,15 +73,18 @@ def verify(path: Path, *, quick: bool = False, repair: bool = False, as_json: bo
     TomoscaleError
         Not a complete result of tomoscale; or, with `repair`, its inputs are gone or changed.
     """
-    if repair and _is_being_repaired(path):
-        _go_on(path)
-    arrays = _arrays(path)
-    damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
+    real = Path(
+        os.path.realpath(path)
+    )  # which has the name of the table, and keeps its place during a repair
+    if repair and _is_being_repaired(real):
+        _go_on(real)
+    arrays = _arrays(real)
+    damaged, n_objects, n_bytes = find_damage(real, arrays, quick=quick)
     repaired = ""
     if damaged and repair:
-        make_again(path, damaged)
+        make_again(real, damaged)
         repaired = f", {len(damaged)} of them made again"
-        damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick)
+        damaged, n_objects, n_bytes = find_damage(real, arrays, quick=quick)
     found = {
         "path": str(path),
         "objects": n_objects,
