@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -143,3 +144,18 @@ def test_memory_is_read_in_the_units_that_people_write():
     assert values.memory_bytes("2gib") == 2**31
     with pytest.raises(TomoscaleError):
         values.memory_bytes("GB")
+
+
+@pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
+def test_what_is_meant_for_a_closed_stream_goes_nowhere_else(tmp_path, closed):
+    program = (
+        "import os, sys; from tomoscale.__main__ import keep_standard_streams; keep_standard_streams();"
+        "chunk = open('chunk', 'w'); print('out', flush=True); print('e', file=sys.stderr, flush=True);"
+        "os.write(2, b'error'); sys.exit(len(sys.stdin.read()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: [os.close(number) for number in closed],
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "" if 1 in closed else "out\n")
+    assert (tmp_path / "chunk").read_text() == ""

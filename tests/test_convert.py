@@ -251,8 +251,26 @@ def test_an_export_does_not_mix_with_other_files(tmp_path):
     assert len(list(folder.glob("*.tif"))) == 4
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(TomoscaleError, match="no export"):
+            convert.to_tiff(other, tmp_path / "mine", overwrite=overwrite)
+
+
+def test_an_export_replaces_no_raw_frames_and_lies_outside_its_volume(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    tifffile.imwrite(raw / "frame_0001.tif", np.ones((4, 5), np.uint16))
+    volume = converted(tmp_path / "a.zarr", store.as_volume(stack(4)))
     with pytest.raises(TomoscaleError, match="no export"):
-        convert.to_tiff(other, tmp_path / "mine")
+        convert.to_tiff(volume, raw, overwrite=True)
+    assert (tifffile.imread(raw / "frame_0001.tif") == 1).all()
+    with pytest.raises(TomoscaleError, match="in, on or around the input"):
+        convert.to_tiff(volume, tmp_path / "a.zarr/tiffs")
+
+
+def test_an_array_in_memory_is_exported(tmp_path):
+    folder = convert.to_tiff(stack(3), tmp_path / "f")
+    np.testing.assert_array_equal(tifffile.imread(sorted(folder.glob("*.tif"))), stack(3))
 
 
 def test_a_dry_run_of_an_export_writes_nothing(tmp_path, capsys):

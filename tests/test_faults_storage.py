@@ -33,7 +33,9 @@ from tomoscale import (
     store,
     worker,
 )
+from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import BlocksFailedError, TomoscaleError
+from tomoscale.result import Result
 
 
 @pytest.fixture
@@ -401,7 +403,7 @@ def test_a_worker_that_wakes_up_after_the_run_does_no_harm(tmp_path, frames):
     """Row 10: neither to the complete result, nor by bringing back the unfinished one."""
     late = late_block(tmp_path)
     before = everything(tmp_path / "out.zarr")
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(TomoscaleError, match="run of this block is over"):
         worker.write_block(*late)
     assert everything(tmp_path / "out.zarr") == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.zarr", "scan.zarr"]
@@ -419,6 +421,32 @@ def test_a_worker_that_wakes_up_in_a_run_of_other_parameters_does_no_harm(tmp_pa
     with pytest.raises(TomoscaleError, match="another run has begun here"):
         worker.write_block(*late)
     assert everything(tmp_path / "out.zarr.incomplete") == before
+
+
+def test_a_worker_that_stood_still_while_it_wrote_does_no_harm_either(tmp_path, frames, monkeypatch):
+    """Row 10: its temporary file went with its run; it must not try again in the other."""
+    late = late_block(tmp_path)
+    other = background.remove(tmp_path / "scan.zarr", half_window=5, step=6)
+    plain, calls = ChunkFiles.write, []
+
+    def write(self, *arguments):
+        calls.append(arguments)
+        if len(calls) > 1:
+            return plain(self, *arguments)
+        monkeypatch.setattr(worker, "compute", lambda graph, keys: 1 / 0)
+        with cluster.connect("threads", threads=1) as workers, pytest.raises(BlocksFailedError):
+            run.write(other, tmp_path / "out.zarr", connection=workers, quiet=True, overwrite=True)
+        raise FileNotFoundError(2, "No such file")
+
+    begun = background.remove(tmp_path / "scan.zarr", half_window=12, step=6)
+    job = late[3]
+    job.begin(Result.of(begun).header(), overwrite=True)
+    job.release()
+    monkeypatch.setattr(ChunkFiles, "write", write)
+    monkeypatch.setattr("time.sleep", lambda s: None)
+    with pytest.raises(TomoscaleError, match="another run has begun here"):
+        worker.write_block(*late)
+    assert not job.finished()
 
 
 @pytest.mark.slow

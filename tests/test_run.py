@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
 import numpy as np
+import psutil
+import pyarrow
 import pytest
 from conftest import small_scan, write_array, write_scan
 
-from tomoscale import background, blocks, cluster, journal, run, store, worker
+from tomoscale import background, blocks, cluster, journal, manifest, run, store, worker
 from tomoscale import lock as locks
 from tomoscale.blocks import Field
 from tomoscale.chunks import ChunkFiles
@@ -260,10 +263,90 @@ def test_a_small_result_that_was_damaged_meanwhile_is_computed_again(tmp_path, m
     np.testing.assert_array_equal(again, undisturbed)
 
 
-@pytest.mark.parametrize("rubbish", ["5", "[]", '"x"', '{"host": 1, "pid": "abc"}', "\udcff"])
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        "5", "[]", '"x"', '{"host": 1, "pid": "abc"}', "\udcff", '{"host": "x", "pid": Infinity, "started": 1}',
+        json.dumps({**locks.myself(), "pid": -1}),
+    ],
+)  # fmt: skip
 def test_rubbish_in_a_lock_is_nobody(tmp_path, rubbish):
     (tmp_path / ".out.zarr.lock").write_text(rubbish, errors="surrogateescape")
     run.write({"a": np.arange(3)}, tmp_path / "out.zarr", quiet=True)
+
+
+@pytest.mark.parametrize("make", [lambda p: p.symlink_to("victim"), os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused_and_nothing_is_written_through_it(tmp_path, make):
+    (tmp_path / "victim").write_text("raw data")
+    make(tmp_path / ".out.zarr.lock")
+    with pytest.raises(TomoscaleError, match="no regular file"):
+        run.write({"a": np.arange(3)}, tmp_path / "out.zarr", quiet=True)
+    assert (tmp_path / "victim").read_text() == "raw data"
+
+
+def test_a_clock_that_is_set_does_not_make_a_run_look_dead(monkeypatch):
+    owner = locks.myself()
+    boot_time = psutil.boot_time()
+    for name in ("psutil", f"psutil._ps{'linux' if psutil.LINUX else 'osx'}"):
+        monkeypatch.setattr(f"{name}.boot_time", lambda: boot_time + 3600)
+    assert locks.is_alive(owner)
+    assert not locks.is_alive({**owner, "boot": "another start of the machine"})
+
+
+def test_what_got_the_name_of_the_output_meanwhile_is_not_replaced(scan, tmp_path, one_thread, monkeypatch):
+    out = tmp_path / "out.zarr"
+    plain = worker.compute
+
+    def compute(graph, keys):
+        out.mkdir(exist_ok=True)
+        (out / "raw.tif").write_bytes(b"raw")
+        return plain(graph, keys)
+
+    monkeypatch.setattr(worker, "compute", compute)
+    for overwrite, words in ((False, "exists; give --overwrite"), (True, "is no Zarr, and is not replaced")):
+        with pytest.raises(TomoscaleError, match=words):
+            run.write(copy(scan), out, connection=one_thread, quiet=True, overwrite=overwrite)
+        assert (out / "raw.tif").read_bytes() == b"raw"
+    shutil.rmtree(out)
+    monkeypatch.setattr(worker, "compute", lambda graph, keys: 1 / 0)  # nothing is computed again
+    run.write(copy(scan), out, connection=one_thread, quiet=True)
+    np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
+
+
+def test_a_result_with_a_table_has_a_name_for_it(tmp_path):
+    table = pyarrow.table({"label": [1]})
+    for name in ("out.parquet", "out"):
+        with pytest.raises(TomoscaleError, match="give an output that ends in"):
+            run.write({"a": np.arange(3), "table": table}, tmp_path / name, quiet=True)
+    with pytest.raises(TomoscaleError, match="unfinished results are called so"):
+        run.write({"a": np.arange(3)}, tmp_path / "out.zarr.incomplete", quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_stored_already_counts_when_a_run_goes_on(tmp_path, scan, one_thread, monkeypatch):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True, keep_going=True)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, scan.nbytes // 8)
+    )
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True)
+    with pytest.raises(TomoscaleError, match="even compressed"):
+        run.write(copy(scan), tmp_path / "new.zarr", connection=one_thread, quiet=True)
+
+
+def test_a_damaged_line_that_names_another_object_does_not_get_into_the_manifest(
+    tmp_path, scan, one_thread, monkeypatch
+):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(BlocksFailedError):
+        run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True, keep_going=True)
+    (lines,) = journal.Job(out).folder.glob("blocks-*.jsonl")
+    lines.write_text(lines.read_text().replace("c/0/3/0", "c/0/3/8"))
+    monkeypatch.setattr(worker, "compute", lambda graph, keys: [scan[:, keys[0][2] : keys[0][2] + 1]])
+    run.write(copy(scan, bad=7), out, connection=one_thread, quiet=True)
+    assert len(manifest.read(out / "volume")) == scan.shape[1] + 1
 
 
 def test_only_results_of_tomoscale_are_replaced(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -15,7 +16,7 @@ from conftest import small_scan, write_scan
 from tomoscale import background, columns, manifest, run, simulate, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cli import main
-from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
+from tomoscale.errors import BlocksFailedError, DamagedError, InterruptedRunError, TomoscaleError
 from tomoscale.objects import measure
 from tomoscale.verify import verify
 
@@ -193,6 +194,28 @@ def test_a_repair_that_is_stopped_goes_on_when_asked_again(result, monkeypatch):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_result_is_verified_and_repaired_from_within_and_through_a_link(result, monkeypatch, tmp_path):
+    before = content(result)
+    (tmp_path / "link.zarr").symlink_to(result)
+    for path in (".", "../link.zarr"):
+        monkeypatch.chdir(result)
+        objects(result)[0].unlink()
+        assert "intact" in verify(Path(path), repair=True)
+        for name, array in content(result).items():
+            np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_repair_that_does_not_begin_leaves_nothing_that_looks_complete(result, monkeypatch):
+    objects(result)[0].unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "write", lambda *a, **k: (_ for _ in ()).throw(InterruptedRunError("SIGTERM")))
+        with pytest.raises(InterruptedRunError):
+            verify(result, repair=True)
+    with pytest.raises(TomoscaleError, match="not finished"):
+        store.open_volume(result.with_name("out.zarr.incomplete"))
+    assert "intact" in verify(result, repair=True)
+
+
 def test_repair_does_not_keep_chunks_of_another_layout(result, monkeypatch):
     before = content(result)
     stored = columns._stored
@@ -203,7 +226,7 @@ def test_repair_does_not_keep_chunks_of_another_layout(result, monkeypatch):
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_a_table_beside_a_result_is_held_to_its_record_and_never_replaces_another(tmp_path):
+def test_a_table_beside_a_result_is_held_to_its_record_and_never_replaces_another(tmp_path, monkeypatch):
     table = tmp_path / "scan.parquet"
     table.write_text("my own table")
     scan = simulate.dct(shape=(40, 32, 32), blobs=1, seed=1)
@@ -213,8 +236,10 @@ def test_a_table_beside_a_result_is_held_to_its_record_and_never_replaces_anothe
     path = run.write(scan, tmp_path / "scan.zarr", quiet=True)
     assert "intact" in verify(path)
     table.write_bytes(table.read_bytes()[:-1])
-    with pytest.raises(DamagedError, match=r"scan.parquet: \d+ bytes"):
-        verify(path)
+    monkeypatch.chdir(path)
+    for result in (path, Path()):
+        with pytest.raises(DamagedError, match=r"scan.parquet: \d+ bytes"):
+            verify(result)
 
 
 def test_chunks_in_a_folder_that_is_a_link_are_damage_which_is_not_written_through(result, tmp_path):

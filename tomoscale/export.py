@@ -15,6 +15,7 @@ from tomoscale import blocks, cluster, metadata, store
 from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
 from tomoscale.parameters import Volume
+from tomoscale.plan import check_place
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.schedule import Task, execute
 from tomoscale.sources.tiff_header import read_pages
@@ -85,6 +86,9 @@ def to_tiff(
     overwrite = overwrite or getattr(how, "overwrite", False)
     with bad_input():
         record = {"source": source.identity(), "compression": compression}
+    path = record["source"].get("path")
+    if path:
+        check_place(folder, [store.outermost_group(Path(path)) or Path(path)])
     _prepare(folder, record, overwrite)
     with _workers(how) as workers:
         tasks = _tasks(source, folder, compression, workers.block_bytes)
@@ -92,7 +96,7 @@ def to_tiff(
         quiet = getattr(how, "quiet", how is None)
         with Progress("export", len(tasks), block_bytes=each, quiet=quiet) as progress:
             outcome = execute(tasks, workers, lambda task, n: progress.advance(worked=n > 0))
-    outcome.check(f"export of {source.identity()['path']}")
+    outcome.check(f"export of {path or 'an array in memory'}")
     return folder
 
 
@@ -127,10 +131,11 @@ def _prepare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
     before = metadata.read_json(path) if path.is_file() else None
     if before == record:
         return
+    if present and before is None:  # raw frames, say: nothing of them is replaced
+        raise TomoscaleError(f"{folder}: holds files that are no export; give an empty folder")
     if present and not overwrite:
-        what = "another export" if before else "files that are no export"
         raise TomoscaleError(
-            f"{folder}: holds {what}; give an empty folder, or --overwrite to replace its frames"
+            f"{folder}: holds another export; give an empty folder, or --overwrite to replace its frames"
         )
     for old in [*folder.glob("frame_*.tif"), *folder.glob(".frame_*.partial")]:
         old.unlink()

@@ -150,6 +150,7 @@ class Job:
             line = json.dumps({"block": "intact", "objects": intact})
             write_object(folder / INTACT, [f"{line}\n".encode()])
             os.rename(self.target, self.root)
+            store.create_group(self.root, {"tomoscale": {"complete": False}})
             sync_folder(self.target.parent)
         finally:
             self.release()
@@ -182,7 +183,11 @@ class Job:
 
     def check_fingerprint(self) -> None:
         """Refuse a block of a run that is over, or was replaced: its worker stood still for long."""
-        if self._fingerprint() != self.fingerprint:
+        try:
+            is_ours = self._fingerprint() == self.fingerprint
+        except FileNotFoundError:
+            raise TomoscaleError(f"{self.target}: the run of this block is over") from None
+        if not is_ours:
             raise TomoscaleError(
                 f"{self.target}: another run has begun here; this block is of an earlier one"
             )
@@ -233,7 +238,8 @@ class Job:
             if lacking:
                 raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
             array = self.root / name
-            manifest.write(array, [*done[name].values(), measure(array / "zarr.json", "zarr.json")])
+            recorded = [done[name][key] for key in of_array.keys()]  # a damaged line may name something else
+            manifest.write(array, [*recorded, measure(array / "zarr.json", "zarr.json")])
         store.create_group(self.root, attributes)
         groups = {p for name in files for p in PurePosixPath(name).parents}
         keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{manifest.FILE}" for name in files]

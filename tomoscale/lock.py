@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -59,7 +61,7 @@ def take(lock: Path, target: Path) -> None:
 def _opened(lock: Path) -> Iterator[TextIO]:
     """Open a lock for reading and writing while no other process does."""
     while True:
-        with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
+        with _open(lock, os.O_RDWR | os.O_CREAT) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 is_current = os.path.samestat(os.fstat(file.fileno()), lock.stat())
@@ -68,6 +70,19 @@ def _opened(lock: Path) -> Iterator[TextIO]:
             if is_current:  # else it was removed while we waited
                 yield file
                 return
+
+
+def _open(lock: Path, flags: int) -> TextIO:
+    """Open a lock; no pipe or folder, nor through a link, which may lead to a file that must not be overwritten."""
+    try:
+        descriptor = os.open(lock, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return open(descriptor, "r+" if flags & os.O_RDWR else "r", encoding="utf-8")
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
+            raise
+    raise TomoscaleError(f"{lock}: is no regular file; expected a lock of tomoscale; remove it")
 
 
 @contextlib.contextmanager
@@ -99,7 +114,7 @@ def check(lock: Path) -> None:
         The lock is gone, or another run took it over while this one stood still.
     """
     try:
-        with open(lock, encoding="utf-8") as file:
+        with _open(lock, os.O_RDONLY) as file:
             owner = _owner(file)
     except FileNotFoundError:
         raise TomoscaleError(f"{lock}: was taken away while its output was being written") from None
@@ -136,7 +151,7 @@ def _owner(file: TextIO) -> dict[str, Any]:
     try:
         found = json.loads(file.read() or "{}")
         return {**found, "pid": int(found["pid"]), "started": float(found["started"] or 0)} if found else {}
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
 
 
@@ -148,24 +163,42 @@ def myself() -> dict[str, Any]:
     """Return what tells this process from all others."""
     return {
         "host": socket.gethostname(),
+        "boot": _boot(),
         "pid": os.getpid(),
         "started": started(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 
 
+def _boot() -> str:
+    """Return what tells this start of the machine from another, where the system says so."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def started(pid: int) -> float | None:
-    """Return when a process started, to tell it from a later one of the same number; None if it is no more."""
+    """
+    Return when a process started, to tell it from a later one of the same number; None if it is no more.
+
+    In seconds since the machine did, since a clock that is set must not make a run look like another.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 1)
-    except psutil.Error:
+        is_gone = process.status() == psutil.STATUS_ZOMBIE
+        return None if is_gone else round(process.create_time() - psutil.boot_time(), 1)
+    except (psutil.Error, ValueError):  # of the second kind for a number that no process has
         return None
 
 
 def is_alive(owner: Mapping[str, Any]) -> bool:
     """Tell whether the process that a lock names still runs on this machine."""
     since = started(int(owner.get("pid", 0)))
-    return since is not None and abs(since - float(owner.get("started") or 0)) < 2
+    return (
+        since is not None
+        and owner.get("boot") == _boot()
+        and abs(since - float(owner.get("started") or 0)) < 2
+    )

@@ -17,6 +17,7 @@ from tomoscale.metadata import node_type
 from tomoscale.progress import human_bytes
 from tomoscale.record import record_of
 from tomoscale.result import Pass, Result, stored_chunks
+from tomoscale.store import INCOMPLETE
 
 
 @dataclass(frozen=True)
@@ -167,22 +168,34 @@ class Plan:
                 "or a larger --memory"
             )
 
-    def check_disk(self, target: Path, share: float = 1.0) -> str | None:
+    def check_disk(self, target: Path, stored: int = 0) -> str | None:
         """
         Refuse an output that cannot fit even when it compresses well; return a warning if it may not.
+
+        Parameters
+        ----------
+        target : Path
+            The output.
+        stored : int
+            Bytes on the disk of an earlier run, which are kept if this one goes on there, and else make room.
+
+        Returns
+        -------
+        str or None
+            The warning.
 
         Raises
         ------
         TomoscaleError
             With bytes needed and free.
         """
-        free, need = shutil.disk_usage(_existing(target)).free, int(self.written * share)
-        if free < need / 4:
+        free, need = shutil.disk_usage(_existing(target)).free, self.written
+        if free + stored < need / 4:
             raise TomoscaleError(
                 f"{target}: {human_bytes(need)} are to be written and {human_bytes(free)} are free; even compressed "
                 "fourfold they do not fit; free some space or give another output with -o"
             )
-        if free < need:
+        if free + stored < need:
             return f"{human_bytes(need)} are to be written before compression and only {human_bytes(free)} are free"
         return None
 
@@ -233,17 +246,28 @@ def check_place(target: Path, inputs: list[Path], files: Sequence[str] = ()) -> 
         raise TomoscaleError(f"{target}: the output is an input")
 
 
-def check_replaced(target: Path) -> None:
+def check_replaced(target: Path, overwrite: bool) -> None:
     """
-    Refuse to replace what is no Zarr: a folder of raw data, say, that was meant as the input.
+    Refuse to replace a result unasked, and what is no result at all: a folder of raw data, say, meant as the input.
+
+    Parameters
+    ----------
+    target : Path
+        The output.
+    overwrite : bool
+        Whether an earlier result may be replaced.
 
     Raises
     ------
     TomoscaleError
-        A file, or a folder with other things in it.
+        It exists and may not be replaced; or it is a file, or a folder with other things in it.
     """
+    if target.name.endswith(INCOMPLETE):
+        raise TomoscaleError(f"{target}: unfinished results are called so; give another output with -o")
     if not os.path.lexists(target):
         return
+    if target.exists() and not overwrite:
+        raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
     if target.is_symlink():
         raise TomoscaleError(f"{target}: is a link, and is not replaced; give the folder that it leads to")
     if not (target.is_dir() and (node_type(target) or not any(target.iterdir()))):
@@ -253,6 +277,31 @@ def check_replaced(target: Path) -> None:
     if any(target.iterdir()) and not _is_ours(target):
         raise TomoscaleError(
             f"{target}: was not made by tomoscale, and is not replaced; give another output, or move it away"
+        )
+
+
+def check_table(target: Path, unfinished: Path) -> None:
+    """
+    Refuse to write a table over a file of somebody else, or under the name of another result's table.
+
+    Parameters
+    ----------
+    target : Path
+        The output, beside which the table is to lie.
+    unfinished : Path
+        Where an earlier run of it stopped.
+
+    Raises
+    ------
+    TomoscaleError
+        The output has no name of its own for a table, or a file has it already.
+    """
+    table = target.with_suffix(".parquet")
+    if target.suffix != ".zarr":
+        raise TomoscaleError(f"{target}: a table belongs to the result; give an output that ends in .zarr")
+    if table.exists() and not (target.exists() or unfinished.exists()):
+        raise TomoscaleError(
+            f"{table}: exists, and would be replaced by the table of the result; move it away"
         )
 
 

@@ -27,7 +27,7 @@ from tomoscale.errors import BlocksFailedError, TomoscaleError
 from tomoscale.first import First
 from tomoscale.journal import Job
 from tomoscale.objects import Stored, write_object
-from tomoscale.plan import Plan, check_place, check_replaced
+from tomoscale.plan import Plan, check_place, check_replaced, check_table
 from tomoscale.progress import Progress, human_bytes
 from tomoscale.result import Pass, Result, stored_chunks
 from tomoscale.schedule import Outcome, Task, execute, is_full, retried
@@ -82,18 +82,14 @@ def write(
     writing = _Writing(Result.of(result), target, quiet)
     inputs = [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i]
     check_place(target, [store.outermost_group(i) or i for i in inputs], writing.result.files)
-    if target.exists() and not overwrite and not dry_run:
-        raise TomoscaleError(f"{target}: exists; give --overwrite to replace it, or another output with -o")
-    check_replaced(target)
-    table = target.with_suffix(".parquet")
-    if writing.result.tables and table.exists() and not (target.exists() or writing.job.root.exists()):
-        raise TomoscaleError(
-            f"{table}: exists, and would be replaced by the table of the result; move it away"
-        )
+    check_replaced(target, overwrite or dry_run)
+    if writing.result.tables:
+        check_table(target, writing.job.root)
     with interruptible(), cluster.current(connection) as workers:
         writing.say(writing.plan.describe(workers, target))
         writing.plan.check_memory(workers)
-        warning = writing.plan.check_disk(target)
+        recorded = (o.length for objects in writing.job.finished().values() for o in objects.values())
+        warning = writing.plan.check_disk(target, sum(recorded))
         if warning:
             writing.say(f"warning: {warning}")
         if not dry_run:
@@ -182,6 +178,7 @@ class _Writing:
             for name, array in {**first, **self.result.small}.items():
                 stored = retried(files[name].write, (0,) * array.ndim, array)
                 retried(self.job.append, name, {name: stored})
+            check_replaced(self.job.target, overwrite)  # hours later: something else may have its name now
             self.write_tables(graph)
             with interruptible() as signals, signals.noted():
                 self.job.finish(files, self.attributes())

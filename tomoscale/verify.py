@@ -77,15 +77,16 @@ def verify(
     TomoscaleError
         Not a complete result of tomoscale; or, with `repair`, its inputs are gone or changed.
     """
-    if repair and _is_being_repaired(path):
-        _go_on(path, quiet=quiet)
-    arrays = _arrays(path)
-    damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick, quiet=quiet)
+    real = Path(os.path.realpath(path))  # has the name of the table, and keeps its place during a repair
+    if repair and _is_being_repaired(real):
+        _go_on(real, quiet=quiet)
+    arrays = _arrays(real)
+    damaged, n_objects, n_bytes = find_damage(real, arrays, quick=quick, quiet=quiet)
     repaired = ""
     if damaged and repair:
-        make_again(path, damaged, quiet=quiet)
+        make_again(real, damaged, quiet=quiet)
         repaired = f", {len(damaged)} of them made again"
-        damaged, n_objects, n_bytes = find_damage(path, arrays, quick=quick, quiet=quiet)
+        damaged, n_objects, n_bytes = find_damage(real, arrays, quick=quick, quiet=quiet)
     found = {
         "path": str(path),
         "objects": n_objects,

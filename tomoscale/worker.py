@@ -74,12 +74,16 @@ def write_block(
     if worked:
         with buffers.reused():
             fields = retried(compute, graph, keys)
+        written = {p.field: retried(_store, job, p, field) for p, field in zip(places, fields, strict=True)}
         job.check_fingerprint()
-        written = {
-            p.field: retried(p.files.write, p.start, field) for p, field in zip(places, fields, strict=True)
-        }
         retried(job.append, label, written)
     return Written(worked, peak_bytes(), tally.parts)
+
+
+def _store(job: Job, place: Place, field: np.ndarray) -> list[Stored]:
+    """Write one field of a block, unless its run was replaced, which is looked at again when storage fails."""
+    job.check_fingerprint()
+    return place.files.write(place.start, field)
 
 
 def record_of(places: list[Place], done: Mapping[str, Mapping[str, Stored]]) -> Record | None:
