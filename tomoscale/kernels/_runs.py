@@ -60,10 +60,16 @@ def most_runs(shape: tuple[int, ...]) -> int:
     return min(n_lines * ((columns + 1) // 2), max(1 << 18, n_lines * columns // 8))
 
 
+def most_voxels(shape: tuple[int, ...]) -> int:
+    """Return how many voxels above the threshold it holds: a quarter of a large block's, all of a small one's."""
+    n_voxels = int(np.prod(shape, dtype=np.int64))
+    return min(n_voxels, max(1 << 20, n_voxels // 4))
+
+
 def scratch_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     """Bytes that `find_components` holds and returns at most, beyond the frames."""
-    n_voxels = int(np.prod(shape, dtype=np.int64))
-    return 40 * most_runs(shape) + 4 * (n_voxels // shape[-1] + 1) + (itemsize + 12) * (n_voxels // 4)
+    n_lines = int(np.prod(shape[:-1], dtype=np.int64)) + 1
+    return 41 * most_runs(shape) + 4 * n_lines + (2 * itemsize + 12) * most_voxels(shape)
 
 
 def find_components(
@@ -86,38 +92,36 @@ def find_components(
     Returns
     -------
     Found or None
-        None if there are more runs, or more voxels to keep, than `scratch_bytes` allows for.
+        None if there are more runs, or more voxels above the threshold, than `scratch_bytes` allows for.
     """
     voxels, steps = rows_of(frames)
     n_lines, n_rows = frames.shape[0] * frames.shape[1], frames.shape[1]
     low, high = at_least(threshold, frames.dtype), at_least(seed, frames.dtype)
     if low is None or not frames.size:
         return _empty(frames.dtype)
-    room = most_runs(frames.shape)
-    start, stop = np.empty(room, np.int32), np.empty(room, np.int32)
+    runs = np.empty((2, most_runs(frames.shape)), np.int32)
+    bright = np.empty(runs.shape[1], np.bool_)
+    values = np.empty(most_voxels(frames.shape), voxels.dtype)
     pointer = np.empty(n_lines + 1, np.int32)
-    n_runs = _find_runs(voxels, steps, frames.shape, low, start, stop, pointer)
+    never = high is None
+    n_runs, n_voxels = _find_runs(
+        voxels, steps, frames.shape, low, low if never else high, never, runs, bright, values, pointer
+    )
     if n_runs < 0:
         return None
-    start, stop = start[:n_runs], stop[:n_runs]
+    start, stop = runs[0, :n_runs], runs[1, :n_runs]
     parent = np.arange(n_runs, dtype=np.int32)
     _join_runs(start, stop, pointer, n_rows, int(connectivity == 26), parent)
     faces = np.asarray(open_faces, np.bool_)
-    seed_value = np.inf if high is None else float(high)
-    component, flags, sizes = _describe(
-        voxels, steps, frames.shape, start, stop, pointer, parent, seed_value, faces
-    )
+    component, flags, sizes = _describe(frames.shape, start, stop, bright, pointer, parent, faces)
     kept = flags > 0
-    n_voxels = int(sizes[kept].sum())
-    if n_voxels > max(1 << 20, frames.size // 4):
-        return None
     number = np.cumsum(kept, dtype=np.int32) - 1
     number[~kept] = -1
-    found = _compact(voxels, steps, frames.shape[1], start, stop, pointer, component, number, n_voxels)
-    line, first, last, of, values = found
+    found = _compact(start, stop, values, pointer, component, number, int(sizes[kept].sum()))
+    line, first, last, of, voxels_of = found
     seeded = (flags[kept] & 1).astype(bool)
     shell, shell_of = _shell(found, frames.shape, faces)
-    return Found(line, first, last, of, values, seeded, sizes[kept], shell, shell_of, int(sizes.sum()))
+    return Found(line, first, last, of, voxels_of, seeded, sizes[kept], shell, shell_of, n_voxels)
 
 
 def at_least(threshold: float, dtype: np.dtype) -> Any:
@@ -154,9 +158,11 @@ def _empty(dtype: np.dtype) -> Found:
 
 
 @compiled
-def _find_runs(voxels, steps, shape, low, start, stop, pointer):  # type: ignore[no-untyped-def]
+def _find_runs(voxels, steps, shape, low, high, never, runs, bright, values, pointer):  # type: ignore[no-untyped-def]
+    """List the runs, whether they hold a seed voxel, and their voxels while these are at hand; -1 if there is no room."""
     n_frames, n_rows, n_columns = shape
-    room, n, line = len(start), 0, 0
+    start, stop = runs[0], runs[1]
+    n, v, line = 0, 0, 0
     for z in range(n_frames):
         for y in range(n_rows):
             pointer[line] = n
@@ -175,16 +181,21 @@ def _find_runs(voxels, steps, shape, low, start, stop, pointer):  # type: ignore
                 last = min(x + _AT_ONCE, n_columns)
                 while x < last:
                     if row[x] >= low:
-                        if n == room:
-                            return -1
-                        start[n] = x
+                        if n == len(start):
+                            return -1, v
+                        start[n], bright[n] = x, False
                         while x < n_columns and row[x] >= low:
+                            if v == len(values):
+                                return -1, v
+                            values[v] = row[x]
+                            bright[n] |= row[x] >= high and not never
                             x += 1
+                            v += 1
                         stop[n] = x
                         n += 1
                     x += 1
     pointer[line] = n
-    return n
+    return n, v
 
 
 @part
@@ -215,7 +226,7 @@ def _join_runs(start, stop, pointer, n_rows, reach, parent):  # type: ignore[no-
 
 
 @compiled
-def _describe(voxels, steps, shape, start, stop, pointer, parent, seed, faces):  # type: ignore[no-untyped-def]
+def _describe(shape, start, stop, bright, pointer, parent, faces):  # type: ignore[no-untyped-def]
     """Number the components by their first voxel; flag 1: has a seed voxel, flag 2: touches an open face."""
     n_frames, n_rows, n_columns = shape
     component = np.empty(len(parent), np.int32)
@@ -241,17 +252,13 @@ def _describe(voxels, steps, shape, start, stop, pointer, parent, seed, faces): 
             sizes[c] += stop[i] - start[i]
             if outer or (start[i] == 0 and faces[2, 0]) or (stop[i] == n_columns and faces[2, 1]):
                 flags[c] |= 2
-            if not flags[c] & 1:
-                first = z * steps[0] + y * steps[1]
-                for x in range(first + start[i], first + stop[i]):
-                    if voxels[x] >= seed:
-                        flags[c] |= 1
-                        break
+            if bright[i]:
+                flags[c] |= 1
     return component, flags[:n], sizes[:n]
 
 
 @compiled
-def _compact(voxels, steps, n_rows, start, stop, pointer, component, number, n_voxels):  # type: ignore[no-untyped-def]
+def _compact(start, stop, voxels, pointer, component, number, n_voxels):  # type: ignore[no-untyped-def]
     # One component after the other: growth then works in a few kilobytes at a time (bench_blobs: twice as fast).
     n_runs, n_of = np.zeros(len(number) + 1, np.int64), np.zeros(len(number) + 1, np.int64)
     n_kept = 0
@@ -267,18 +274,18 @@ def _compact(voxels, steps, n_rows, start, stop, pointer, component, number, n_v
     lines = np.empty(n_kept, np.int32)
     starts, stops, components = np.empty_like(lines), np.empty_like(lines), np.empty_like(lines)
     values = np.empty(n_voxels, voxels.dtype)
+    first = 0
     for line in range(len(pointer) - 1):
         for i in range(pointer[line], pointer[line + 1]):
-            c = number[component[i]]
+            c, length = number[component[i]], stop[i] - start[i]
             if c >= 0:
                 n, v = n_runs[c], n_of[c]
                 n_runs[c] += 1
-                n_of[c] += stop[i] - start[i]
+                n_of[c] += length
                 lines[n], starts[n], stops[n], components[n] = line, start[i], stop[i], c
-                first = line // n_rows * steps[0] + line % n_rows * steps[1]
-                for x in range(first + start[i], first + stop[i]):
-                    values[v] = voxels[x]
-                    v += 1
+                for k in range(length):
+                    values[v + k] = voxels[first + k]
+            first += length
     return lines, starts, stops, components, values
 
 
