@@ -1,5 +1,5 @@
 """
-Growth of blobs over sparse voxels: seeds, then one flood per seed, from the brightest to the faintest.
+Growth of blobs over sparse voxels: seeds, then one flood per seed, in each component from the brightest to the faintest.
 
 Sums are taken about the maximum, in the order in which the flood reached the stretches, which depends on the voxels
 alone: so they are the same bits wherever the blocks were cut.
@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._compile import compiled
 from tomoscale.kernels._flood import flood, neighbours, split
 from tomoscale.kernels._paint import owned
+from tomoscale.kernels._sums import box_of, sum_up
 
 KEPT, FEW_VOXELS, ABOVE_C_MAX, ABSORBED, SMALL, LARGE = range(6)
 """What became of a seed."""
@@ -47,7 +48,7 @@ class Sparse(NamedTuple):
 
 class Grown(NamedTuple):
     """
-    What became of every seed, from the brightest, and who owns the voxels.
+    What became of every seed, and who owns the voxels.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     Returns
     -------
     Grown
-        One entry per seed, by descending maximum (of equals, the smaller index first).
+        One entry per seed, component by component, in each by descending maximum (of equals, the smaller index first).
     """
     component, line, start, stop, values = sparse
     opening = np.append(True, (line[1:] != line[:-1]) | (component[1:] != component[:-1]))
@@ -137,12 +138,15 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     line_of = np.cumsum(opening, dtype=np.int32) - np.int32(1)
     frame, row = np.divmod(line[pointer[:-1]], shape[1])
     offset = np.concatenate([[0], np.cumsum(stop - start, dtype=np.int64)])
-    near = neighbours(component[pointer[:-1]], frame, row, shape[0], shape[1], how.connectivity == 26, how.wrap)
+    near = neighbours(
+        component[pointer[:-1]], frame, row, shape[0], shape[1], how.connectivity == 26, how.wrap
+    )
     net = ((frame, row), line_of, pointer, start, stop, offset, values, near, int(how.connectivity == 26))
     room = int(((stop - start + 1) // 2).sum(dtype=np.int64))
     work = np.zeros((len(line), 3), np.int32), np.empty((room, 4), np.int32), np.empty(room, np.int32)
     run, column, voxel, peak, count = _seeds(net, how.seed, *work)
-    order = np.lexsort((voxel, -peak))
+    # One component after the other: its voxels stay in the cache.
+    order = np.lexsort((voxel, -peak, component[run]))
     run, column, voxel, peak, count = run[order], column[order], voxel[order], peak[order], count[order]
     low = np.clip(how.tau * peak, how.c_min, how.c_max)
     high = np.full(len(peak), np.inf)
@@ -158,14 +162,16 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
 @compiled
 def _seeds(net, seed, splits, pool, queue):  # type: ignore[no-untyped-def]
     """Return run, column, voxel, value of the maximum and the size of every component of {I >= seed}."""
-    start, offset, values = net[3], net[5], net[6]
+    start, stop, offset, values = net[3], net[4], net[5], net[6]
     at_run, at_column, at_voxel = [np.int64(0)], [np.int64(0)], [np.int64(0)]
     peaks, counts = [0.0], [np.int64(0)]
     none = np.empty(0, np.int32)
     me, n_pool = np.int32(-1), 0
     for run in range(len(start)):
         if splits[run, 0] != me:
-            n_pool = split(net, run, seed, np.inf, none, False, me, splits, pool, n_pool)
+            n_pool = split(
+                start, stop, offset, values, run, seed, np.inf, none, False, me, splits, pool, n_pool
+            )
         for s in range(splits[run, 1], splits[run, 2]):
             if pool[s, 3]:
                 continue
@@ -201,7 +207,7 @@ def _grow_all(  # type: ignore[no-untyped-def]
     n_frames, owner, splits, pool, queue,
 ):  # fmt: skip
     frame, row = net[0]
-    line_of, start, offset = net[1], net[3], net[5]
+    line_of, start, stop, offset, values = net[1], net[3], net[4], net[5], net[6]
     n_seeds = len(peak)
     fate = np.zeros(n_seeds, np.int8)
     integers = np.zeros((n_seeds, 8), np.int64)
@@ -224,14 +230,14 @@ def _grow_all(  # type: ignore[no-untyped-def]
             fate[b] = ABSORBED
             continue
         me = np.int32(b + 1)
-        n_pool = split(net, run, low[b], high[b], owner, claim, me, splits, pool, 0)
+        n_pool = split(start, stop, offset, values, run, low[b], high[b], owner, claim, me, splits, pool, 0)
         queue[0] = 0
         while pool[queue[0], 1] <= x0:
             queue[0] += 1
         n, _ = flood(net, low[b], high[b], owner, claim, me, splits, pool, n_pool, queue)
         box = integers[b]
-        first = _box_of(net, pool, queue, n, n_frames, wrap, seen, me, box)
-        _sum_up(net, pool, queue, n, n_frames, first, z0, y0, x0, box, sums[b])
+        first = box_of(net, pool, queue, n, n_frames, wrap, seen, me, box)
+        sum_up(net, pool, queue, n, n_frames, first, z0, y0, x0, box, sums[b])
         for axis in range(3):
             edge = box[3 + 2 * axis] - box[2 + 2 * axis]
             if edge < sizes[0, axis]:
@@ -247,64 +253,3 @@ def _grow_all(  # type: ignore[no-untyped-def]
                     if owner[v] < 0:
                         owner[v] = b
     return fate, integers, sums
-
-
-@part
-def _box_of(net, pool, queue, n, n_frames, wrap, seen, me, box):  # type: ignore[no-untyped-def]
-    """Fill in the box; return the first frame. A blob that wraps around ends beyond the last frame."""
-    frame, row = net[0]
-    line_of = net[1]
-    for k in range(n):
-        s = queue[k]
-        at = line_of[pool[s, 2]]
-        z, y = frame[at], row[at]
-        seen[z] = me
-        box[2], box[3] = min(box[2], z), max(box[3], z + 1)
-        box[4], box[5] = min(box[4], y), max(box[5], y + 1)
-        box[6], box[7] = min(box[6], pool[s, 0]), max(box[7], pool[s, 1])
-    if wrap and box[2] == 0 and box[3] == n_frames:
-        gap = 0
-        while gap < n_frames and seen[gap] == me:
-            gap += 1
-        if gap < n_frames:
-            first = n_frames
-            while seen[first - 1] == me:
-                first -= 1
-            box[2], box[3] = first, n_frames + gap
-    return box[2]
-
-
-@part
-def _sum_up(net, pool, queue, n, n_frames, first, z0, y0, x0, box, sums):  # type: ignore[no-untyped-def]
-    frame, row = net[0]
-    line_of, start, offset, values = net[1], net[3], net[5], net[6]
-    if z0 < first:
-        z0 += n_frames
-    voxels = np.int64(0)
-    for k in range(n):
-        t = queue[k]
-        run = pool[t, 2]
-        at = line_of[run]
-        z = frame[at]
-        if z < first:
-            z += n_frames
-        f, r = np.float64(z - z0), np.float64(row[at] - y0)
-        shift = offset[run] - start[run]
-        s = sx = sxx = 0.0
-        for x in range(pool[t, 0], pool[t, 1]):
-            value, c = np.float64(values[shift + x]), np.float64(x - x0)
-            s += value
-            sx += value * c
-            sxx += value * c * c
-        voxels += pool[t, 1] - pool[t, 0]
-        sums[0] += s
-        sums[1] += s * f
-        sums[2] += s * r
-        sums[3] += sx
-        sums[4] += s * f * f
-        sums[5] += s * f * r
-        sums[6] += sx * f
-        sums[7] += s * r * r
-        sums[8] += sx * r
-        sums[9] += sxx
-    box[1] = voxels
