@@ -385,19 +385,54 @@ def test_tasks_are_linear_in_blocks_and_memory_is_that_of_the_plan(monkeypatch):
 # ---------------------------------------------------------------- noise
 
 
-def test_thresholds_in_sigma_are_multiples_of_the_noise_and_do_not_depend_on_the_chunks():
-    rng = np.random.default_rng(0)
-    frames = rng.normal(0, 4, (70, 90, 100)).astype(np.float32)
-    frames[30:34, 40:46, 50:55] += 200
-    sigma = 1.4826 * np.median(np.abs(frames - np.median(frames)))
-    assert sigma == pytest.approx(4, rel=0.01)
-    assert noise.sigma_of(Cut(frames, (7, 90, 9))) == noise.sigma_of(ArrayVolume(frames))
-    assert noise.sigma_of(ArrayVolume(frames)) == pytest.approx(sigma, rel=0.01)
-    _, table = computed(frames, seed_threshold="8 sigma", c_min="4 sigma")
-    found = found_of(table)
-    assert found["thresholds"]["seed_threshold"] == pytest.approx(32, rel=0.02)
-    assert found["thresholds"]["c_min"] == found["thresholds"]["seed_threshold"] / 2
-    assert len(table) == 1
+def uneven(shape=(70, 40, 50), seed=0):
+    """Return noise of 2 counts on the left, rising to 20 on the right, and what it is at every pixel."""
+    sigma = np.broadcast_to(np.linspace(2, 20, shape[2]), shape[1:])
+    return (np.random.default_rng(seed).normal(0, 1, shape) * sigma).astype(np.float32), sigma
+
+
+def test_the_noise_is_that_around_a_pixel_and_does_not_depend_on_the_chunks():
+    frames, sigma = uneven()
+    frames[:, 5, 6], frames[20:40, 30:33, 10:13] = 1e4, np.nan
+    found = noise.local(ArrayVolume(frames), (((0, 8), (40, 50)),)).compute()
+    for edges in CHUNKS:
+        np.testing.assert_array_equal(noise.local(Cut(frames, edges), (((0, 8), (40, 50)),)).compute(), found)
+    frames[:, :8, 40:] = 1e6
+    np.testing.assert_array_equal(noise.local(ArrayVolume(frames), (((0, 8), (40, 50)),)).compute(), found)
+    pixels = noise.of_pixels(found, (slice(0, 70), slice(8, 40), slice(0, 50)))
+    assert (pixels > 0.9 * sigma[8:]).all()
+    assert (pixels < 1.1 * (sigma[8:] + 16 * 18 / 50)).all()
+
+
+def test_thresholds_in_sigma_are_multiples_of_the_noise_around_each_pixel():
+    frames, _ = uneven()
+    frames[30:34, 10:14, 3:7] += 60  # far above the noise there ...
+    frames[30:34, 10:14, 42:46] += 60  # ... and within that here
+    noisy = noise.of_pixels(
+        noise.local(ArrayVolume(frames)).compute(), (slice(0, 70), slice(0, 40), slice(0, 50))
+    )
+    for c_min, c_max, range in (
+        ("4 sigma", "inf", "literal"),
+        ("15", "30 sigma", "clip"),
+        ("3 sigma", "12 sigma", "clip"),
+    ):
+        low, high = (noise.threshold("", level).at(noisy) for level in (c_min, c_max))
+        options = {"tau": 0.3, "range": range}
+        labels, table = computed(
+            Cut(frames, (16, 7, 11)), seed_threshold="8 sigma", c_min=c_min, c_max=c_max, **options
+        )
+        assert [(r["peak_column"] // 8, r["row_min"]) for r in table.to_pylist()] == [(0, 10)]
+        expected, rows, _ = oracle_blobs.segment(frames, 8 * noisy, low, c_max=high, **options)
+        np.testing.assert_array_equal(labels, expected)
+        assert table["voxels"].to_pylist() == [r["voxels"] for r in rows]
+    thresholds = found_of(table)["thresholds"]
+    assert thresholds["seed_threshold"] == 8 * thresholds["sigma"] == 8 * np.median(noisy[::8, ::8])
+    assert thresholds["sigma_range"] == [noisy.min(), noisy.max()]
+
+
+def test_a_scan_without_noise_has_no_multiples_of_it():
+    with pytest.raises(TomoscaleError, match=r"the noise is 0 everywhere.*give counts"):
+        computed(np.zeros((5, 20, 20), np.float32), seed_threshold="8 sigma", c_min="4 sigma")
 
 
 # ---------------------------------------------------------------- against the truth
@@ -449,7 +484,8 @@ def test_every_blob_above_twice_the_seed_threshold_is_found_and_no_other(tmp_pat
         ({"min_size": (1, 9, 1), "max_size": (9, 3, 9)}, "min_size 9 exceeds max_size 3 along the rows"),
         ({"connectivity": 18}, "connectivity: input should be 6 or 26"),
         ({"seed_threshold": "bright"}, "seed_threshold='bright'; expected counts"),
-        ({"seed_threshold": "8 sigma"}, "the noise is 0"),
+        ({"seed_threshold": "3 sigma", "c_min": "4 sigma"}, "c_min=4 sigma exceeds seed_threshold=3 sigma"),
+        ({"seed_threshold": "-8 sigma"}, "exceeds seed_threshold=-8 sigma"),
         ({"seed_threshold": float("nan")}, "expected counts"),
         ({"exclude": (((0, 30), (0, 5)),)}, "exclude 0:30 lies outside frames of 20 x 20"),
     ],

@@ -43,14 +43,16 @@ def neighbours(component, frame, row, n_frames, n_rows, diagonal, wrap):  # type
 
 
 @inlined
-def split(start, stop, offset, values, run, low, high, owner, claim, me, splits, pool, n):  # type: ignore[no-untyped-def]
+def split(start, offset, values, flags, run, limits, owner, claim, me, splits, pool, n):  # type: ignore[no-untyped-def]
     """Add the stretches of a run that are in range to the pool, not reached yet; return how many there are now."""
+    low, instead, high, never = limits
     v, end, shift = offset[run], offset[run + 1], start[run] - offset[run]
     splits[run, 0], splits[run, 1] = me, n
     before = False
     while v < end:
         # No function of its own: it would count references to the arrays for every voxel (10 times slower).
-        inside = low <= values[v] and values[v] <= high and not (claim and owner[v] >= 0)
+        inside = (values[v] >= low or flags[v] & instead) and values[v] <= high and not flags[v] & never
+        inside = inside and not (claim and owner[v] >= 0)
         if inside and not before:
             pool[n, 0], pool[n, 2], pool[n, 3] = v + shift, run, 0
         elif before and not inside:
@@ -66,9 +68,9 @@ def split(start, stop, offset, values, run, low, high, owner, claim, me, splits,
 
 
 @part
-def flood(net, low, high, owner, claim, me, splits, pool, n_pool, queue):  # type: ignore[no-untyped-def]
+def flood(net, limits, owner, claim, me, splits, pool, n_pool, queue):  # type: ignore[no-untyped-def]
     """Fill the queue with all stretches that connect to its first; return their number, and that of the pool."""
-    line_of, pointer, start, stop, offset, values, near, reach = net[1:]
+    line_of, pointer, start, stop, offset, values, flags, near, reach = net[1:]
     pool[queue[0], 3] = 1
     n, k = 1, 0
     while k < n:
@@ -93,7 +95,7 @@ def flood(net, low, high, owner, claim, me, splits, pool, n_pool, queue):  # typ
                 if stop[r] > a:
                     if splits[r, 0] != me:
                         n_pool = split(
-                            start, stop, offset, values, r, low, high, owner, claim, me, splits, pool, n_pool
+                            start, offset, values, flags, r, limits, owner, claim, me, splits, pool, n_pool
                         )  # fmt: skip
                     for t in range(splits[r, 1], splits[r, 2]):
                         if pool[t, 3] == 0 and pool[t, 0] < b and pool[t, 1] > a:

@@ -1,5 +1,5 @@
 """
-Growth of blobs over sparse voxels: seeds, then one flood per seed, in each component from the brightest to the faintest.
+Growth of blobs over sparse voxels: seeds, then one flood per seed, from the brightest of a component to its faintest.
 
 Sums are taken about the maximum, in the order in which the flood reached the stretches, which depends on the voxels
 alone: so they are the same bits wherever the blocks were cut.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tomoscale.kernels._compile import compiled
 from tomoscale.kernels._flood import flood, neighbours, split
+from tomoscale.kernels._levels import OVER, SEED, TOP
 from tomoscale.kernels._paint import owned
 from tomoscale.kernels._sums import box_of, sum_up
 
@@ -37,6 +38,8 @@ class Sparse(NamedTuple):
         Columns.
     values : (voxel,)
         One run after the other.
+    flags : (voxel,) uint8
+        Of every voxel: SEED, TOP, OVER.
     """
 
     component: NDArray[np.int64]
@@ -44,6 +47,7 @@ class Sparse(NamedTuple):
     start: NDArray[np.int32]
     stop: NDArray[np.int32]
     values: NDArray
+    flags: NDArray[np.uint8]
 
 
 class Grown(NamedTuple):
@@ -86,10 +90,11 @@ class Growth(NamedTuple):
 
     Parameters
     ----------
-    seed, tau, c_min, c_max : float
-        Thresholds; tau is the share of a seed's maximum.
+    tau : float
+        Share of a seed's maximum M.
     literal : bool
-        Whether a blob is {max(c_min, tau M) <= I <= min(c_max, M)}, or {I >= clip(tau M, c_min, c_max)}.
+        Whether a blob is {max(c_min, tau M) <= I <= min(c_max, M)}, or {I >= clip(tau M, c_min, c_max)}; c_min and
+        c_max are known from the flags of the voxels.
     min_seed_voxels : int
         Smaller seeds are none.
     sizes : (2, 3) int64
@@ -102,10 +107,7 @@ class Growth(NamedTuple):
         Whether the last frame meets the first.
     """
 
-    seed: float
     tau: float
-    c_min: float
-    c_max: float
     literal: bool
     min_seed_voxels: int
     sizes: NDArray[np.int64]
@@ -132,7 +134,8 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     Grown
         One entry per seed, component by component, in each by descending maximum (of equals, the smaller index first).
     """
-    component, line, start, stop, values = sparse
+    component, line, start, stop, values, flags = sparse
+    values = values.astype(np.float64)  # exact, and compiled once for all types of frames
     opening = np.append(True, (line[1:] != line[:-1]) | (component[1:] != component[:-1]))
     pointer = np.append(np.flatnonzero(opening), len(line))
     line_of = np.cumsum(opening, dtype=np.int32) - np.int32(1)
@@ -141,42 +144,49 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     near = neighbours(
         component[pointer[:-1]], frame, row, shape[0], shape[1], how.connectivity == 26, how.wrap
     )
-    net = ((frame, row), line_of, pointer, start, stop, offset, values, near, int(how.connectivity == 26))
+    net = (
+        (frame, row),
+        line_of,
+        pointer,
+        start,
+        stop,
+        offset,
+        values,
+        flags,
+        near,
+        int(how.connectivity == 26),
+    )
     room = int(((stop - start + 1) // 2).sum(dtype=np.int64))
     work = np.zeros((len(line), 3), np.int32), np.empty((room, 4), np.int32), np.empty(room, np.int32)
-    run, column, voxel, peak, count = _seeds(net, how.seed, *work)
+    run, column, voxel, peak, count = _seeds(net, *work)
     # One component after the other: its voxels stay in the cache.
     order = np.lexsort((voxel, -peak, component[run]))
     run, column, voxel, peak, count = run[order], column[order], voxel[order], peak[order], count[order]
-    low = np.clip(how.tau * peak, how.c_min, how.c_max)
-    high = np.full(len(peak), np.inf)
-    if how.literal:
-        low, high = np.maximum(how.c_min, how.tau * peak), np.minimum(how.c_max, peak)
     owner = np.full(len(values), -1, np.int32)
-    fate, integers, sums = _grow_all(net, run, column, voxel, peak, count, low, high, how.min_seed_voxels, how.sizes,
-                                     how.claim, how.wrap, shape[0], owner, *work)  # fmt: skip
+    fate, integers, sums = _grow_all(
+        net, run, column, voxel, peak, count, how.tau, how.literal, how.min_seed_voxels, how.sizes, how.claim,
+        how.wrap, shape[0], owner, *work,
+    )  # fmt: skip
     index = line[run] * shape[2] + column
     return Grown(fate, peak, index, owner[voxel], integers, sums, *owned(line, start, stop, owner))
 
 
 @compiled
-def _seeds(net, seed, splits, pool, queue):  # type: ignore[no-untyped-def]
-    """Return run, column, voxel, value of the maximum and the size of every component of {I >= seed}."""
-    start, stop, offset, values = net[3], net[4], net[5], net[6]
+def _seeds(net, splits, pool, queue):  # type: ignore[no-untyped-def]
+    """Return run, column, voxel, value of the maximum and the size of every component of seed voxels."""
+    start, offset, values, flags = net[3], net[5], net[6], net[7]
     at_run, at_column, at_voxel = [np.int64(0)], [np.int64(0)], [np.int64(0)]
     peaks, counts = [0.0], [np.int64(0)]
-    none = np.empty(0, np.int32)
+    none, limits = np.empty(0, np.int32), (np.inf, SEED, np.inf, 0)
     me, n_pool = np.int32(-1), 0
     for run in range(len(start)):
         if splits[run, 0] != me:
-            n_pool = split(
-                start, stop, offset, values, run, seed, np.inf, none, False, me, splits, pool, n_pool
-            )
+            n_pool = split(start, offset, values, flags, run, limits, none, False, me, splits, pool, n_pool)
         for s in range(splits[run, 1], splits[run, 2]):
             if pool[s, 3]:
                 continue
             queue[0] = s
-            n, n_pool = flood(net, seed, np.inf, none, False, me, splits, pool, n_pool, queue)
+            n, n_pool = flood(net, limits, none, False, me, splits, pool, n_pool, queue)
             top, voxel, at, column, count = -np.inf, np.int64(-1), np.int64(0), np.int64(0), np.int64(0)
             for k in range(n):
                 t = queue[k]
@@ -184,7 +194,7 @@ def _seeds(net, seed, splits, pool, queue):  # type: ignore[no-untyped-def]
                 shift = offset[r] - start[r]
                 count += pool[t, 1] - pool[t, 0]
                 for x in range(pool[t, 0], pool[t, 1]):
-                    value = np.float64(values[shift + x])
+                    value = values[shift + x]
                     if value > top or (value == top and shift + x < voxel):
                         top, voxel, at, column = value, shift + x, np.int64(r), np.int64(x)
             at_run.append(at)
@@ -203,11 +213,11 @@ def _seeds(net, seed, splits, pool, queue):  # type: ignore[no-untyped-def]
 
 @compiled
 def _grow_all(  # type: ignore[no-untyped-def]
-    net, at_run, at_column, at_voxel, peak, seed_voxels, low, high, min_seed_voxels, sizes, claim, wrap,
+    net, at_run, at_column, at_voxel, peak, seed_voxels, tau, literal, min_seed_voxels, sizes, claim, wrap,
     n_frames, owner, splits, pool, queue,
 ):  # fmt: skip
     frame, row = net[0]
-    line_of, start, stop, offset, values = net[1], net[3], net[4], net[5], net[6]
+    line_of, start, offset, values, flags = net[1], net[3], net[5], net[6], net[7]
     n_seeds = len(peak)
     fate = np.zeros(n_seeds, np.int8)
     integers = np.zeros((n_seeds, 8), np.int64)
@@ -223,18 +233,25 @@ def _grow_all(  # type: ignore[no-untyped-def]
         if seed_voxels[b] < min_seed_voxels:
             fate[b] = FEW_VOXELS
             continue
-        if peak[b] > high[b]:
+        if literal and flags[at_voxel[b]] & OVER:
             fate[b] = ABOVE_C_MAX
             continue
         if claim and owner[at_voxel[b]] >= 0:
             fate[b] = ABSORBED
             continue
+        # All voxels here are at least c_min: so the lower limit is tau M, or c_max where that is less.
+        limits = (
+            tau * peak[b],
+            0 if literal else TOP,
+            peak[b] if literal else np.inf,
+            OVER if literal else 0,
+        )
         me = np.int32(b + 1)
-        n_pool = split(start, stop, offset, values, run, low[b], high[b], owner, claim, me, splits, pool, 0)
+        n_pool = split(start, offset, values, flags, run, limits, owner, claim, me, splits, pool, 0)
         queue[0] = 0
         while pool[queue[0], 1] <= x0:
             queue[0] += 1
-        n, _ = flood(net, low[b], high[b], owner, claim, me, splits, pool, n_pool, queue)
+        n, _ = flood(net, limits, owner, claim, me, splits, pool, n_pool, queue)
         box = integers[b]
         first = box_of(net, pool, queue, n, n_frames, wrap, seen, me, box)
         sum_up(net, pool, queue, n, n_frames, first, z0, y0, x0, box, sums[b])

@@ -51,7 +51,7 @@ def sum_up(net, pool, queue, n, n_frames, first, z0, y0, x0, box, sums):  # type
         shift = offset[run] - start[run]
         s = sx = sxx = 0.0
         for x in range(pool[t, 0], pool[t, 1]):
-            value, c = np.float64(values[shift + x]), np.float64(x - x0)
+            value, c = values[shift + x], np.float64(x - x0)
             s += value
             sx += value * c
             sxx += value * c * c
