@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import dask
 import numpy as np
 import oracle_blobs
 import pyarrow.parquet
@@ -440,32 +441,27 @@ def test_a_scan_without_noise_has_no_multiples_of_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("centre", ["direct", "blocked"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_blob_above_twice_the_seed_threshold_is_found_and_no_other(tmp_path, monkeypatch, centre, seed):
+    """At 8 times the noise, also in the glow and, where it is not blocked, in the beam itself."""
     monkeypatch.undo()
     scan = tmp_path / "scan.zarr"
-    run.write(simulate.dct(shape=(400, 160, 160), seed=seed, centre=centre), scan, quiet=True)
-    cleaned = background.remove(scan, margin=8, half_window=100, step=20)
+    run.write(simulate.dct(shape=(240, 144, 144), seed=seed, centre=centre, blobs=150), scan, quiet=True)
+    cleaned = background.remove(scan, margin=8, half_window=60, step=20)
     run.write(cleaned, tmp_path / "cleaned.zarr", quiet=True)
-    frames = store.open_volume(tmp_path / "cleaned.zarr/frames").whole()
-    truth, true_signal = (store.open_volume(scan / f"truth/{n}").whole() for n in ("labels", "signal"))
-    noise = ndimage.median_filter(1.4826 * np.median(abs(frames - np.median(frames, axis=0)), axis=0), 9)
-    exclude = (((45, 115), (45, 115)),) if centre == "direct" else ()
-    if exclude:
-        noise[45:115, 45:115] = 0
-    threshold = 8 * float(noise.max())  # where the glow, and so the noise, is strongest
-    found = blobs.segment(
-        tmp_path / "cleaned.zarr", seed_threshold=threshold, c_min=threshold / 2, exclude=exclude
-    )
-    labels, table = found.labels.compute(), found.table.compute().to_pylist()
-    true = pyarrow.parquet.read_table(scan.with_suffix(".parquet")).to_pylist()
-    bright = [t for t in true if t["peak"] > 2 * threshold]
-    if exclude:
-        bright = [t for t in bright if not (45 <= t["peak_row"] < 115 and 45 <= t["peak_column"] < 115)]
+    found = blobs.segment(tmp_path / "cleaned.zarr", seed_threshold="8 sigma", c_min="4 sigma")
+    labels, table = dask.compute(found.labels, found.table)
+    tiles = noise.local(store.open_volume(tmp_path / "cleaned.zarr")).compute()
+    sigma = noise.of_pixels(tiles, tuple(slice(0, n) for n in labels.shape))
+    truth, signal = (store.open_volume(scan / f"truth/{n}").whole() for n in ("labels", "signal"))
+    # The median of 3 x 3 pixels takes its share of narrow peaks before they come here.
+    seen = ndimage.median_filter(signal, (1, 3, 3))
+    peaks = ndimage.maximum_position(seen, truth, np.arange(1, truth.max() + 1))
+    bright = [n for n, top in enumerate(peaks, 1) if seen[top] > 16 * sigma[top[1:]]]
     assert len(bright) > 50
-    assert [t for t in bright if not labels[truth == t["label"]].any()] == []
-    near = ndimage.maximum_filter(true_signal, 3)
-    assert [r for r in table if near[r["peak_frame"], r["peak_row"], r["peak_column"]] < threshold / 4] == []
+    assert {*bright} - {*np.unique(truth[labels > 0])} == set()
+    near = ndimage.maximum_filter(signal, 3)
+    assert [r for r in table.to_pylist() if near[r["peak_frame"], r["peak_row"], r["peak_column"]] < 1] == []
 
 
 # ---------------------------------------------------------------- what is refused

@@ -118,10 +118,13 @@ def find_components(frames: NDArray, levels: Levels, open_faces: Any, connectivi
     kept = state > 0
     number = np.cumsum(kept, dtype=np.int32) - 1
     number[~kept] = -1
-    found: Any = _compact(start, stop, values, flags, pointer, component, number, int(sizes[kept].sum()))
+    found = _compact(start, stop, values, flags, pointer, component, number, int(sizes[kept].sum()))
     shell, shell_of = _shell(found, frames.shape, faces)
     seeded = (state[kept] & SEEDED).astype(bool)
-    return Found(*found, seeded, sizes[kept], shell, shell_of, n_voxels)
+    line, first, last, of, kept_values, kept_flags = found
+    return Found(
+        line, first, last, of, kept_values, kept_flags, seeded, sizes[kept], shell, shell_of, n_voxels
+    )
 
 
 def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
