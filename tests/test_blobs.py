@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from tomoscale import background, blobs, blocks, bricks, cluster, growth, noise, run, simulate, store
+from tomoscale import background, blobs, blocks, bricks, cluster, growth, noise, run, simulate, store, verify
 from tomoscale import table as blob_table
 from tomoscale.errors import DamagedError, InterruptedRunError, TomoscaleError
 from tomoscale.parts import StoredParts
@@ -232,7 +232,7 @@ def test_labels_and_table_do_not_depend_on_the_workers(tmp_path, workers):
     np.testing.assert_array_equal(store.open_volume(out / "omega").whole(), np.linspace(0, 180, 24))
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]["tomoscale"]
     assert attributes["found"]["blobs"] == found_of(table)
-    assert not list(out.rglob("*.npz"))
+    assert not list(out.rglob("*.part"))
 
 
 # ---------------------------------------------------------------- interrupted
@@ -334,15 +334,73 @@ def test_a_run_killed_again_and_again_equals_an_undisturbed_one(tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "out.parquet").equals(table)
 
 
-def test_a_damaged_part_is_named(tmp_path):
+def test_any_changed_byte_of_a_part_is_noticed(tmp_path):
     parts = StoredParts(tmp_path, "find", 1)
-    parts.write(0, {"values": np.arange(1000.0)})
-    np.testing.assert_array_equal(parts[0]["values"], np.arange(1000.0))
-    raw = bytearray(parts.path(0).read_bytes())
-    raw[4000] ^= 1
-    parts.path(0).write_bytes(raw)
-    with pytest.raises(DamagedError, match=r"find-0.npz: does not read back .* delete it"):
+    arrays = {
+        "values": np.arange(50.0),
+        "none": np.empty((0, 3), np.int32),
+        "one": np.array(7),
+        "is": np.array([True]),
+    }
+    assert not parts[0].is_intact()
+    parts.write(0, arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(parts[0][name], array, strict=True)
+    with pytest.raises(KeyError):
+        parts[0]["other"]
+    sound = parts.path(0).read_bytes()
+    for damaged in (
+        *(sound[:i] + bytes([sound[i] ^ 1]) + sound[i + 1 :] for i in range(len(sound))),
+        sound[:-1],
+        b"",
+    ):
+        parts.path(0).write_bytes(damaged)
+        assert not parts[0].is_intact()
+    with pytest.raises(DamagedError, match=r"find-0.part: .* run the same command again"):
         parts[0]["values"]
+
+
+def test_a_part_that_was_damaged_while_the_run_stood_still_is_made_again(tmp_path, monkeypatch):
+    source = write_scan(tmp_path / "scan.zarr", crowd(), (12, 13, 15))
+    plain = growth.paint_labels
+
+    def stopped(*_):
+        raise InterruptedRunError("SIGTERM: stopped")
+
+    stopped.__name__ = plain.__name__
+    with cluster.connect("threads", threads=1) as one:
+        monkeypatch.setattr(growth, "paint_labels", stopped)
+        monkeypatch.setattr(blobs, "prepare", lambda *_: None)
+        with pytest.raises((InterruptedRunError, TomoscaleError)):
+            run.write(blobs.segment(source, **OPTIONS), tmp_path / "out.zarr", connection=one, quiet=True)
+        monkeypatch.setattr(growth, "paint_labels", plain)
+        parts = sorted(tmp_path.glob("out.zarr.incomplete/.tomoscale/*.part"))
+        assert len(parts) == 2 * 8 + 2
+        for part in parts[::3]:
+            raw = bytearray(part.read_bytes())
+            raw[len(raw) // 3] ^= 4
+            part.write_bytes(raw)
+        out = run.write(blobs.segment(source, **OPTIONS), tmp_path / "out.zarr", connection=one, quiet=True)
+    labels, table = computed(crowd(), **OPTIONS)
+    np.testing.assert_array_equal(store.open_volume(out / "labels").whole(), labels)
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").equals(table)
+
+
+def test_damaged_labels_and_tables_are_found_and_made_again(tmp_path):
+    source = write_scan(tmp_path / "scan.zarr", crowd(), (12, 13, 15))
+    out = run.write(blobs.segment(source, **OPTIONS), tmp_path / "out.zarr", quiet=True)
+    chunks = sorted(p for p in (out / "labels/c").rglob("*") if p.is_file())
+    table = tmp_path / "out.parquet"
+    sound = {p: p.read_bytes() for p in (*chunks, table)}
+    for hit in ([chunks[0], chunks[-1]], [table], [chunks[3], table]):
+        for path in hit:
+            raw = bytearray(sound[path])
+            raw[len(raw) // 2] ^= 16
+            path.write_bytes(raw)
+        with pytest.raises(DamagedError, match=f"{len(hit)} of .* objects are damaged: .*{hit[0].name}"):
+            verify.verify(out)
+        assert f"{len(hit)} of them made again" in verify.verify(out, repair=True)
+        assert {p: p.read_bytes() for p in sound} == sound
 
 
 # ---------------------------------------------------------------- plan
