@@ -75,7 +75,7 @@ def most_voxels(shape: tuple[int, ...]) -> int:
 def scratch_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     """Bytes that `find_components` holds and returns at most, beyond the frames."""
     n_lines = int(np.prod(shape[:-1], dtype=np.int64)) + 1
-    planes = 4 * itemsize * shape[1] * shape[2]
+    planes = 64 * shape[1] * shape[2]  # thresholds of every pixel, as float64 and in the type of the frames
     return 41 * most_runs(shape) + 4 * n_lines + (2 * itemsize + 14) * most_voxels(shape) + planes
 
 
