@@ -25,11 +25,15 @@ def segment(
     frames, seed_threshold, c_min, tau=0.1, c_max=np.inf, range="literal", min_seed_voxels=1,
     min_size=(1, 1, 1), max_size=None, connectivity=6, overlaps="keep", wrap=False, exclude=(),
 ):  # fmt: skip
-    """Return the label volume, the blobs (dicts, by label) and the number of rejected seeds by reason."""
+    """
+    Return the label volume, the blobs (dicts, by label) and the number of rejected seeds by reason.
+
+    Thresholds are numbers, or (row, column) arrays.
+    """
     values = np.nan_to_num(np.asarray(frames, np.float64), nan=-np.inf)
     for (r0, r1), (c0, c1) in exclude:
         values[:, r0:r1, c0:c1] = -np.inf
-    seeds = components(values >= seed_threshold, connectivity, wrap)
+    seeds = components(values >= np.maximum(seed_threshold, c_min), connectivity, wrap)
     found = []
     for s in np.unique(seeds[seeds > 0]):
         inside = np.flatnonzero(seeds == s)
@@ -40,9 +44,9 @@ def segment(
     for negative, top, n_seed in sorted(found):
         peak = -negative
         if range == "literal":
-            mask = (values >= max(c_min, tau * peak)) & (values <= min(c_max, peak))
+            mask = (values >= np.maximum(c_min, tau * peak)) & (values <= np.minimum(c_max, peak))
         else:
-            mask = values >= np.clip(tau * peak, c_min, c_max)
+            mask = values >= np.minimum(np.maximum(tau * peak, c_min), c_max)
         if n_seed < min_seed_voxels:
             rejected["few"] += 1
             continue

@@ -12,6 +12,7 @@ from tomoscale import blocks, bricks, growth, noise, parts, table, tally
 from tomoscale.blocks import Field, Index
 from tomoscale.errors import TomoscaleError
 from tomoscale.growth import WHO, Rules
+from tomoscale.noise import Threshold
 from tomoscale.operation import operation
 from tomoscale.parameters import Count, Rect, Shape3, Share, Volume
 
@@ -95,8 +96,9 @@ def segment(
 
     Notes
     -----
-    A voxel is compared as a float64. sigma is 1.4826 times the median absolute deviation of a fixed sample of the
-    frames, up to 64 boxes of 64^3 voxels whose places depend on the shape only; it is read when this is called.
+    A voxel is compared as a float64. sigma is the noise of its pixel: 1.4826 times the median absolute deviation of a
+    tile of 8 x 8 pixels in 64 frames evenly spread over the scan, the largest of the tile and its eight neighbours.
+    Where one threshold is given in counts and another in sigma, a seed is nowhere less than c_min.
 
     References
     ----------
@@ -116,20 +118,15 @@ def segment(
     48
     """
     shape = _scan_shape(frames)
-    relative = any(map(noise.is_relative, (seed_threshold, c_min, c_max)))
-    sigma = noise.sigma_of(frames, exclude) if relative else None
-    levels = {
-        name: noise.in_counts(name, level, sigma)
-        for name, level in (("seed_threshold", seed_threshold), ("c_min", c_min), ("c_max", c_max))
-    }
+    given = (("seed_threshold", seed_threshold), ("c_min", c_min), ("c_max", c_max))
+    levels = {name: noise.threshold(name, level) for name, level in given}
     _check(**levels, literal=range == "literal")
     _check_sizes(min_size, max_size)
     _check_exclude(exclude, shape)
     largest = max_size or tuple(np.iinfo(np.int64).max for _ in shape)
-    how = _growth(levels, tau, range, min_seed_voxels, (min_size, largest), connectivity, overlaps, wrap)
-    rules = _plan(frames, how, exclude)
-    omega = _omega_of(frames, shape[0])
-    return _lay_out(frames, rules, omega, sigma)
+    how = _growth(tau, range, min_seed_voxels, (min_size, largest), connectivity, overlaps, wrap)
+    rules = _plan(frames, levels, how, exclude)
+    return _lay_out(frames, rules, _omega_of(frames, shape[0]))
 
 
 # ---------------------------------------------------------------- checks
@@ -146,18 +143,18 @@ def _scan_shape(frames: Any) -> tuple[int, int, int]:
     return frames.shape
 
 
-def _check(*, seed_threshold: float, c_min: float, c_max: float, literal: bool) -> None:
-    if not 0 < c_min < math.inf:
-        raise TomoscaleError(f"{WHO}: c_min={c_min:g}; it must be positive, a few times the noise")
-    if c_min > c_max:
-        raise TomoscaleError(f"{WHO}: c_min={c_min:g} exceeds c_max={c_max:g}")
-    if not c_min <= seed_threshold < math.inf:
+def _check(*, seed_threshold: Threshold, c_min: Threshold, c_max: Threshold, literal: bool) -> None:
+    if not 0 < c_min.value < math.inf:
+        raise TomoscaleError(f"{WHO}: c_min={c_min}; it must be positive, a few times the noise")
+    if c_min.exceeds(c_max) or c_max.value <= 0:
+        raise TomoscaleError(f"{WHO}: c_min={c_min} exceeds c_max={c_max}")
+    if c_min.exceeds(seed_threshold) or not 0 < seed_threshold.value < math.inf:
         raise TomoscaleError(
-            f"{WHO}: c_min={c_min:g} exceeds seed_threshold={seed_threshold:g}; blobs grow downwards from their seeds"
+            f"{WHO}: c_min={c_min} exceeds seed_threshold={seed_threshold}; blobs grow downwards from their seeds"
         )
-    if literal and c_max < seed_threshold:
+    if literal and seed_threshold.exceeds(c_max):
         raise TomoscaleError(
-            f"{WHO}: c_max={c_max:g} is below seed_threshold={seed_threshold:g}: with range='literal' no seed is part "
+            f"{WHO}: c_max={c_max} is below seed_threshold={seed_threshold}: with range='literal' no seed is part "
             "of its blob; raise c_max, or take range='clip'"
         )
 
@@ -188,24 +185,24 @@ def _omega_of(frames: Any, n_frames: int) -> Any:
 
 
 def _growth(
-    levels: dict[str, float], tau: float, range: str, seeds: int, sizes: Any, connectivity: int, overlaps: str,
-    wrap: bool,
-) -> Any:  # fmt: skip
+    tau: float, range: str, seeds: int, sizes: Any, connectivity: int, overlaps: str, wrap: bool
+) -> Any:
     from tomoscale.kernels._growth import Growth
 
     return Growth(
-        levels["seed_threshold"], tau, levels["c_min"], levels["c_max"], range == "literal", seeds,
-        np.array(sizes, np.int64), connectivity, overlaps == "claim", wrap,
-    )  # fmt: skip
+        tau, range == "literal", seeds, np.array(sizes, np.int64), connectivity, overlaps == "claim", wrap
+    )
 
 
-def _plan(frames: Any, how: Any, exclude: tuple[Rect, ...]) -> Rules:
+def _plan(frames: Any, levels: dict[str, Threshold], how: Any, exclude: tuple[Rect, ...]) -> Rules:
     """Cut the scan, so that the dearest pass fits."""
     itemsize = max(4, frames.dtype.itemsize)
     resources = blocks.resources()
 
     def cost(edges: tuple[int, ...]) -> int:
-        one = Rules(bricks.Bricks(frames.shape, edges, edges), how, exclude, 0, itemsize)
+        one = Rules(
+            bricks.Bricks(frames.shape, edges, edges), **levels, how=how, exclude=exclude, itemsize=itemsize
+        )
         n_voxels, chunk = math.prod(edges), math.prod(frames.chunks) * itemsize
         find = n_voxels * itemsize + growth.find_bytes(edges, itemsize, bool(exclude)) + chunk
         return max(find, one.gather_bytes, n_voxels * 4 + chunk)
@@ -214,21 +211,25 @@ def _plan(frames: Any, how: Any, exclude: tuple[Rect, ...]) -> Rules:
         frames.shape, frames.chunks, cost, itemsize=4, block_bytes=resources.block_bytes,
         threads=resources.threads, who=WHO,
     )  # fmt: skip
-    return Rules(cut, how, exclude, resources.block_bytes, itemsize)
+    return Rules(cut, **levels, how=how, exclude=exclude, itemsize=itemsize)
 
 
-def _lay_out(frames: Any, rules: Rules, omega: Any, sigma: float | None) -> Blobs:
+def _lay_out(frames: Any, rules: Rules, omega: Any) -> Blobs:
     cut = rules.bricks
+    sigma = [noise.local(frames, rules.exclude)] if rules.is_relative else []
     kept = functools.partial(parts.kept, token=cut.token)
     find_bytes = growth.find_bytes(cut.edges, rules.itemsize, bool(rules.exclude))
     found = kept(
-        growth.find_components, lambda n: (frames.at(cut.window(n)), n, rules), cut.count, scratch=find_bytes
-    )
+        growth.find_components, lambda n: (frames.at(cut.window(n)), n, rules), cut.count, small=sigma,
+        scratch=find_bytes,
+    )  # fmt: skip
     joined = kept(growth.join_components, lambda n: (rules,), 1, small=[found], scratch=rules.join_bytes)
     grown = kept(
         growth.grow_blobs, lambda n: (n, rules), cut.count, small=[found, joined], scratch=rules.gather_bytes
     )
-    numbered = kept(table.number_blobs, lambda n: (rules,), 1, small=[grown], scratch=rules.join_bytes)
+    numbered = kept(
+        table.number_blobs, lambda n: (rules,), 1, small=[grown, *sigma], scratch=rules.join_bytes
+    )
 
     def arguments(index: Index) -> tuple[Any, ...]:
         return int(np.ravel_multi_index(index, cut.grid)), rules
@@ -245,15 +246,16 @@ def _lay_out(frames: Any, rules: Rules, omega: Any, sigma: float | None) -> Blob
         prepare=functools.partial(prepare, frames.dtype, rules.how),
     )
     angles = None if omega is None else omega.whole().astype(np.float64)
-    return Blobs(labels, parts.derived(table.table_of, numbered, rules, angles, sigma))
+    return Blobs(labels, parts.derived(table.table_of, numbered, rules, angles))
 
 
 def prepare(dtype: np.dtype, how: Any) -> None:
     """Compile the kernels on a scan of one blob."""
     scan = np.zeros((4, 4, 4), dtype)
-    rules = Rules(bricks.Bricks(scan.shape, (4, 4, 4), (4, 4, 4)), how, (), 0, dtype.itemsize)
-    top = how.seed if dtype.kind == "f" else min(math.ceil(how.seed), np.iinfo(dtype).max)
-    scan[1:3, 1:3, 1:3] = top
+    scan[1:3, 1:3, 1:3] = 2
+    level = noise.Threshold(1, relative=False)
+    cut = bricks.Bricks(scan.shape, (4, 4, 4), (4, 4, 4))
+    rules = Rules(cut, level, level, noise.Threshold(9, relative=False), how, (), dtype.itemsize)
     found = [growth.find_components(scan, 0, rules)]
     joined = [growth.join_components(rules, found)]
     grown = [growth.grow_blobs(0, rules, found, joined)]

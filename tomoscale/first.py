@@ -79,8 +79,8 @@ class First:
     def _kept(self, one: parts.Pass, graph: dict[Any, Any]) -> parts.StoredParts:
         """Make the parts of a pass that are not there yet; return the reference to all of them."""
         stored = parts.StoredParts(self.job.folder, one.name, len(one.keys))
-        missing = {i: k for i, k in enumerate(one.keys) if not stored.path(i).exists()}
-        calls = {i: (worker.keep_part, k, (stored, i)) for i, k in missing.items()}
+        missing = {i: k for i, k in enumerate(one.keys) if not stored[i].is_intact()}
+        calls = {i: (worker.keep_part, k, (stored, i, self.job)) for i, k in missing.items()}
 
         def note(number: int, peak_bytes: int) -> None:
             self.peak_bytes = max(self.peak_bytes, peak_bytes)

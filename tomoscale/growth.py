@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import buffers, kernels, labels
+from tomoscale import buffers, kernels, labels, noise
 from tomoscale.blocks import Window, shape_of, volume_of
 from tomoscale.bricks import Bricks
 from tomoscale.errors import TomoscaleError
+from tomoscale.noise import Threshold
 from tomoscale.parameters import Rect
 from tomoscale.progress import human_bytes
 
 WHO = "blobs.segment"
+RUNS = ("component", "line", "start", "stop")
 PERCOLATING = 1 << 17
 """Voxels from which a component that holds most of the foreground is no blob."""
 
@@ -35,21 +37,35 @@ class Rules:
     ----------
     bricks : Bricks
         The blocks.
+    seed_threshold, c_min, c_max : Threshold
+        In counts, or in multiples of the noise.
     how : tomoscale.kernels._growth.Growth
-        Thresholds in counts, and rules.
+        How blobs grow.
     exclude : tuple of Rect
         Pixels without blobs.
-    block_bytes : int
-        Bytes that one task may hold.
     itemsize : int
         Bytes of a voxel.
     """
 
     bricks: Bricks
+    seed_threshold: Threshold
+    c_min: Threshold
+    c_max: Threshold
     how: Any
     exclude: tuple[Rect, ...]
-    block_bytes: int
     itemsize: int
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the noise must be known."""
+        return any(t.relative for t in (self.seed_threshold, self.c_min, self.c_max))
+
+    def levels(self, window: Window, sigma: Sequence[np.ndarray]) -> Any:
+        """Return the thresholds of a block in counts, those in sigma pixel by pixel."""
+        from tomoscale.kernels._levels import Levels
+
+        there = noise.of_pixels(sigma[0], window) if sigma else None
+        return Levels(*(t.at(there) for t in (self.c_min, self.seed_threshold, self.c_max)))
 
     @property
     def most_gathered(self) -> int:
@@ -79,25 +95,24 @@ def find_bytes(edges: tuple[int, ...], itemsize: int, copies: bool) -> int:
 # ---------------------------------------------------------------- A: one read of every block
 
 
-def find_components(frames: np.ndarray, number: int, rules: Rules) -> dict[str, np.ndarray]:
-    """Find the components of a block that may be, or be part of, a blob."""
+def find_components(
+    frames: np.ndarray, number: int, rules: Rules, *sigma: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Find the components of a block that may be, or be part of, a blob; `sigma` is the noise, where it is needed."""
     window, shape, how = rules.bricks.window(number), rules.bricks.shape, rules.how
-    frames = as_ranked(frames)
-    masked = _without(frames, window, rules.exclude)
+    frames = _without(as_ranked(frames), window, rules.exclude)
     faces = labels.open_faces(window, shape, how.wrap)
-    found = kernels.find_components(masked, how.c_min, how.seed, faces, how.connectivity)
+    found = kernels.find_components(frames, rules.levels(window, sigma), faces, how.connectivity)
     if found is None or found.voxels.sum() > rules.most_gathered:
         place = ", ".join(f"{s.start}:{s.stop}" for s in window)
         raise TomoscaleError(
-            f"{WHO}: too much of [{place}] is at least c_min={how.c_min:g}; blobs would melt together: raise c_min"
+            f"{WHO}: too much of [{place}] is at least c_min={rules.c_min}; blobs would melt together: raise c_min"
         )
     return {
-        **{
-            n: getattr(found, n) for n in ("line", "start", "stop", "component", "values", "seeded", "voxels")
-        },
+        **{n: getattr(found, n) for n in (*RUNS, "values", "flags", "seeded", "voxels")},
         "shell": labels.in_volume(found.shell, window, shape),
         "shell_component": found.shell_component,
-        "foreground": np.array([found.foreground, _seed_voxels(frames, masked, how.seed)]),
+        "foreground": np.array(found.foreground),
     }
 
 
@@ -126,13 +141,6 @@ def _inside(window: Window, exclude: Sequence[Rect]) -> Iterator[tuple[slice, ..
             yield (slice(None), *pixels)
 
 
-def _seed_voxels(frames: np.ndarray, masked: np.ndarray, seed: float) -> int:
-    """Count the excluded voxels that reach the seed threshold."""
-    if masked is frames:
-        return 0
-    return int(np.count_nonzero(frames >= seed) - np.count_nonzero(masked >= seed))
-
-
 # ---------------------------------------------------------------- B: faces
 
 
@@ -146,7 +154,7 @@ def join_components(rules: Rules, found: Sequence[Any]) -> dict[str, np.ndarray]
     n_shell = sum(len(i) for i, _ in shells)
     if n_shell * labels.BYTES_PER_SHELL_VOXEL > rules.join_bytes:
         raise TomoscaleError(
-            f"{WHO}: {n_shell:,} voxels on the faces of blocks are at least c_min={rules.how.c_min:g}; joining them "
+            f"{WHO}: {n_shell:,} voxels on the faces of blocks are at least c_min={rules.c_min}; joining them "
             f"takes {human_bytes(n_shell * labels.BYTES_PER_SHELL_VOXEL)} of {human_bytes(rules.join_bytes)}: raise "
             "c_min, or give a larger --memory"
         )
@@ -162,13 +170,13 @@ def join_components(rules: Rules, found: Sequence[Any]) -> dict[str, np.ndarray]
     seeded = np.concatenate([np.empty(0, bool), *(part["seeded"] for part in found)])
     size = np.bincount(joined.root, voxels, n)
     wanted = (np.bincount(joined.root, seeded, n) > 0)[joined.root]
-    foreground = sum(int(part["foreground"][0]) for part in found)
+    foreground = sum(int(part["foreground"]) for part in found)
     _check_percolation(rules, size[joined.root[wanted]], foreground)
     home = np.where(wanted, joined.block, -1)
     gathered = np.bincount(home[wanted], voxels[wanted], len(found))
     if gathered.max(initial=0) > rules.most_gathered:
         raise TomoscaleError(
-            f"{WHO}: the components of at least c_min={rules.how.c_min:g} that begin in one block have "
+            f"{WHO}: the components of at least c_min={rules.c_min} that begin in one block have "
             f"{int(gathered.max()):,} voxels, {rules.most_gathered:,} fit the memory of a task: raise c_min, or give a "
             "larger --memory"
         )
@@ -186,7 +194,7 @@ def _check_percolation(rules: Rules, sizes: np.ndarray, foreground: int) -> None
     largest = int(sizes.max(initial=0))
     if largest > max(PERCOLATING, foreground // 2) and largest > volume_of(_whole(rules)) // 100:
         raise TomoscaleError(
-            f"{WHO}: c_min={rules.how.c_min:g} percolates: one component holds {largest:,} of the {foreground:,} "
+            f"{WHO}: c_min={rules.c_min} percolates: one component holds {largest:,} of the {foreground:,} "
             "voxels above it; raise c_min"
         )
 
@@ -214,16 +222,16 @@ def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any
 
     homes, blocks = joined["pairs"]
     offset, home, root = joined["offset"], joined["home"], joined["root"]
-    components, lines, starts, stops, voxels = [], [], [], [], []
+    components, lines, starts, stops, voxels, marks = [], [], [], [], [], []
     for block in blocks[homes == number]:
         part, window = found[block], rules.bricks.window(int(block))
         own = home[offset[block] : offset[block + 1]] == number
-        component, line, start, stop, values = (
-            part[n] for n in ("component", "line", "start", "stop", "values")
-        )
+        component, line, start, stop = (part[n] for n in RUNS)
+        values, flags = part["values"], part["flags"]
         runs = own[component]
         if not runs.all():
-            values = values[np.repeat(runs, stop - start)]
+            within = np.repeat(runs, stop - start)
+            values, flags = values[within], flags[within]
             component, line, start, stop = component[runs], line[runs], start[runs], stop[runs]
         components.append(root[offset[block] + component])
         frame, row = np.divmod(line.astype(np.int64), shape_of(window)[1])
@@ -231,28 +239,30 @@ def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any
         starts.append(start + np.int32(window[2].start))
         stops.append(stop + np.int32(window[2].start))
         voxels.append(values)
+        marks.append(flags)
     if not lines:
         return None
     component, line, start, stop = map(np.concatenate, (components, lines, starts, stops))
-    values = np.concatenate(voxels)
+    values, flags = np.concatenate(voxels), np.concatenate(marks)
     if len(lines) > 1 or (np.diff(component) < 0).any() or rules.how.wrap:
         order = np.lexsort((start, line, component))
-        values = _reordered(values, stop - start, order)
+        moved = _moved(stop - start, order)
+        values, flags = values[moved], flags[moved]
         component, line, start, stop = component[order], line[order], start[order], stop[order]
         opens = np.append(
             True, (component[1:] != component[:-1]) | (line[1:] != line[:-1]) | (start[1:] != stop[:-1])
         )
         closes = np.append(opens[1:], True)
         component, line, start, stop = component[opens], line[opens], start[opens], stop[closes]
-    return Sparse(component, line, start, stop, values)
+    return Sparse(component, line, start, stop, values, flags)
 
 
-def _reordered(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Bring runs of voxels into another order."""
+def _moved(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return where the voxels of runs lie that are brought into another order."""
     begin = np.cumsum(lengths, dtype=np.int64) - lengths
     moved = lengths[order]
     shift = begin[order] - (np.cumsum(moved, dtype=np.int64) - moved)
-    return values[np.arange(len(values)) + np.repeat(shift, moved)]
+    return np.arange(moved.sum()) + np.repeat(shift, moved)
 
 
 # ---------------------------------------------------------------- D is `table.number_blobs`; E: the label volume

@@ -8,9 +8,10 @@ in a run each is a file of the job, written as one block is, and a later task ge
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import uuid
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +21,60 @@ import numpy as np
 
 from tomoscale import blocks
 from tomoscale.errors import DamagedError
+from tomoscale.objects import checksum, write_object
 
 if TYPE_CHECKING:
     import dask.array as da
     from dask.delayed import Delayed
 
 Arrays = Mapping[str, np.ndarray]
+_END = struct.Struct("<QI")
+"""Length and checksum of the list of arrays."""
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """One part on disk; an array is read when it is asked for."""
+    """
+    One part on disk: arrays end to end, a list of them, the length of the list and the checksum of all before.
+
+    An array is read when it is asked for, by one call to a file of its own; the list is read and checked with it.
+    """
 
     path: Path
 
     def __getitem__(self, name: str) -> np.ndarray:
+        with open(self.path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            listed = self._listed(file.fileno(), size)
+            if name not in listed:
+                raise KeyError(name)
+            dtype, shape, start, length, crc = listed[name]
+            raw = os.pread(file.fileno(), length, start)
+        if len(raw) != length or checksum(raw) != crc:
+            raise self._damaged(f"the bytes of {name} have changed")
+        return np.ndarray(tuple(shape), dtype, bytearray(raw))
+
+    def is_intact(self) -> bool:
+        """Tell whether it is there, every byte as it was written."""
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
-                return arrays[name]
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise DamagedError(
-                f"{self.path}: does not read back ({error}); delete it and run the same command again"
-            ) from None
+            with open(self.path, "rb", buffering=0) as file:
+                names = list(self._listed(file.fileno(), os.fstat(file.fileno()).st_size))
+            return all(self[name] is not None for name in names)
+        except (DamagedError, OSError):
+            return False
+
+    def _listed(self, descriptor: int, size: int) -> dict[str, Any]:
+        """Return type, shape, start, length and checksum of every array by name."""
+        end = os.pread(descriptor, _END.size, max(0, size - _END.size))
+        if len(end) == _END.size:
+            length, crc = _END.unpack(end)
+            start = size - _END.size - length
+            if start >= 0 and checksum(raw := os.pread(descriptor, length, start)) == crc:
+                return json.loads(raw)
+        raise self._damaged("its list of arrays has changed, or is cut off")
+
+    def _damaged(self, why: str) -> DamagedError:
+        return DamagedError(f"{self.path}: {why}; run the same command again, which makes it again")
 
 
 @dataclass(frozen=True)
@@ -73,17 +106,18 @@ class StoredParts:
 
     def path(self, number: int) -> Path:
         """Return the file of a part."""
-        return self.folder / f"{self.name}-{number}.npz"
+        return self.folder / f"{self.name}-{number}.part"
 
     def write(self, number: int, arrays: Arrays) -> None:
         """Write a part so that it is whole or absent."""
-        path = self.path(number)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        pieces, listed, start = [], {}, 0
+        for name, array in arrays.items():
+            raw = array.tobytes()
+            listed[name] = (array.dtype.str, array.shape, start, len(raw), checksum(raw))
+            pieces.append(raw)
+            start += len(raw)
+        index = json.dumps(listed).encode()
+        write_object(self.path(number), [*pieces, index, _END.pack(len(index), checksum(index))])
 
 
 def kept(

@@ -26,12 +26,12 @@ SHOWN = 50
 BYTES_PER_SEED = 400
 
 
-def number_blobs(rules: Rules, grown: Sequence[Any]) -> dict[str, np.ndarray]:
+def number_blobs(rules: Rules, grown: Sequence[Any], *sigma: np.ndarray) -> dict[str, np.ndarray]:
     """
     Number the blobs by descending maximum, of equals the smaller index first.
 
     Returns the rows of all blobs in this order, the label of every seed of every block, and of the rejected seeds
-    how many there are and the brightest.
+    how many there are and the brightest; and least, median and largest of the noise, where it is known.
     """
     parts = [_rows(part) for part in grown]
     counts = [len(p["peak"]) for p in parts]
@@ -58,6 +58,7 @@ def number_blobs(rules: Rules, grown: Sequence[Any]) -> dict[str, np.ndarray]:
         **kept,
         "offset": offset,
         "label": label,
+        "sigma": np.quantile(sigma[0], (0, 0.5, 1)) if sigma else np.empty(0),
         "fates": np.bincount(rows["fate"], minlength=len(FATES)),
         **{f"rejected_{n}": rows[n][shown] for n in ("fate", "peak", "place", "integers")},
     }
@@ -80,7 +81,7 @@ def _rows(part: Any) -> dict[str, np.ndarray]:
         return _EMPTY
 
 
-def table_of(rules: Rules, omega: np.ndarray | None, sigma: float | None, numbered: Any) -> Any:
+def table_of(rules: Rules, omega: np.ndarray | None, numbered: Any) -> Any:
     """
     Return the table of blobs.
 
@@ -90,8 +91,6 @@ def table_of(rules: Rules, omega: np.ndarray | None, sigma: float | None, number
         Shape of the scan, thresholds.
     omega : (frame,), optional
         Degrees.
-    sigma : float, optional
-        Noise, where thresholds are multiples of it.
     numbered : sequence of mapping
         Its only item is what `growth.number_blobs` returned.
 
@@ -123,7 +122,7 @@ def table_of(rules: Rules, omega: np.ndarray | None, sigma: float | None, number
     columns["seed_voxels"] = integers[:, 0]
     columns["touches_border"] = _touches_border(integers, shape, rules.how.wrap)
     columns["absorbed_into"] = rows["absorbed_into"].astype(np.uint32)
-    found = json.dumps({"blobs": found_of(rules, sigma, rows)})
+    found = json.dumps({"blobs": found_of(rules, rows)})
     return pa.table(columns).replace_schema_metadata({"tomoscale": found})
 
 
@@ -152,8 +151,8 @@ def _touches_border(integers: np.ndarray, shape: tuple[int, ...], wrap: bool) ->
     return np.any(ends[1:] if wrap else ends, axis=0)
 
 
-def found_of(rules: Rules, sigma: float | None, rows: Any) -> dict[str, Any]:
-    """Return what holds for all blobs: thresholds in counts, how many seeds were rejected why, the brightest."""
+def found_of(rules: Rules, rows: Any) -> dict[str, Any]:
+    """Return what holds for all blobs: thresholds in counts, at the median noise, and which seeds were rejected."""
     boxes, fates = rows["rejected_integers"], rows["rejected_fate"]
     places = np.stack(np.unravel_index(rows["rejected_place"], rules.bricks.shape), 1)
     rejected = [
@@ -165,13 +164,12 @@ def found_of(rules: Rules, sigma: float | None, rows: Any) -> dict[str, Any]:
             fates.tolist(), rows["rejected_peak"].tolist(), places.tolist(), boxes.tolist(), strict=True
         )
     ]  # fmt: skip
-    how = rules.how
+    low, sigma, high = rows["sigma"].tolist() or (None, None, None)
+    counts = {n: getattr(rules, n).at(sigma) for n in ("seed_threshold", "c_min", "c_max")}
+    counts["c_max"] = None if math.isinf(counts["c_max"]) else counts["c_max"]
     return {
-        "thresholds": {
-            "seed_threshold": how.seed, "c_min": how.c_min, "c_max": None if math.isinf(how.c_max) else how.c_max,
-            "sigma": sigma,
-        },
+        "thresholds": {**counts, "sigma": sigma, "sigma_range": sigma and [low, high]},
         "count": int(rows["fates"][0]),
         "rejected": dict(zip(FATES[1:], rows["fates"][1:].tolist(), strict=True)),
         "brightest_rejected": rejected,
-    }  # fmt: skip
+    }

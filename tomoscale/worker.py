@@ -115,10 +115,11 @@ def compute_part(graph: dict[Any, Any], key: Any) -> np.ndarray:
     return np.asarray(retried(compute, graph, [key])[0])
 
 
-def keep_part(graph: dict[Any, Any], key: Any, stored: StoredParts, number: int) -> int:
+def keep_part(graph: dict[Any, Any], key: Any, stored: StoredParts, number: int, job: Job) -> int:
     """Compute one part of a pass and keep it; return the memory that the worker took."""
     with buffers.reused():
         arrays = retried(compute, graph, [key])[0]
+    job.check_fingerprint()
     retried(stored.write, number, arrays)
     return peak_bytes()
 

@@ -1,5 +1,5 @@
 """
-Growth of blobs over sparse voxels: seeds, then one flood per seed, from the brightest to the faintest.
+Growth of blobs over sparse voxels: seeds, then one flood per seed, from the brightest of a component to its faintest.
 
 Sums are taken about the maximum, in the order in which the flood reached the stretches, which depends on the voxels
 alone: so they are the same bits wherever the blocks were cut.
@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._compile import compiled, part
-from tomoscale.kernels._flood import flood, neighbours
+from tomoscale.kernels._compile import compiled
+from tomoscale.kernels._flood import flood, neighbours, split
+from tomoscale.kernels._levels import OVER, SEED, TOP
 from tomoscale.kernels._paint import owned
+from tomoscale.kernels._sums import box_of, sum_up
 
 KEPT, FEW_VOXELS, ABOVE_C_MAX, ABSORBED, SMALL, LARGE = range(6)
 """What became of a seed."""
@@ -36,6 +38,8 @@ class Sparse(NamedTuple):
         Columns.
     values : (voxel,)
         One run after the other.
+    flags : (voxel,) uint8
+        Of every voxel: SEED, TOP, OVER.
     """
 
     component: NDArray[np.int64]
@@ -43,11 +47,12 @@ class Sparse(NamedTuple):
     start: NDArray[np.int32]
     stop: NDArray[np.int32]
     values: NDArray
+    flags: NDArray[np.uint8]
 
 
 class Grown(NamedTuple):
     """
-    What became of every seed, from the brightest, and who owns the voxels.
+    What became of every seed, and who owns the voxels.
 
     Parameters
     ----------
@@ -85,10 +90,11 @@ class Growth(NamedTuple):
 
     Parameters
     ----------
-    seed, tau, c_min, c_max : float
-        Thresholds; tau is the share of a seed's maximum.
+    tau : float
+        Share of a seed's maximum M.
     literal : bool
-        Whether a blob is {max(c_min, tau M) <= I <= min(c_max, M)}, or {I >= clip(tau M, c_min, c_max)}.
+        Whether a blob is {max(c_min, tau M) <= I <= min(c_max, M)}, or {I >= clip(tau M, c_min, c_max)}; c_min and
+        c_max are known from the flags of the voxels.
     min_seed_voxels : int
         Smaller seeds are none.
     sizes : (2, 3) int64
@@ -101,10 +107,7 @@ class Growth(NamedTuple):
         Whether the last frame meets the first.
     """
 
-    seed: float
     tau: float
-    c_min: float
-    c_max: float
     literal: bool
     min_seed_voxels: int
     sizes: NDArray[np.int64]
@@ -129,63 +132,78 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
     Returns
     -------
     Grown
-        One entry per seed, by descending maximum (of equals, the smaller index first).
+        One entry per seed, component by component, in each by descending maximum (of equals, the smaller index first).
     """
-    component, line, start, stop, values = sparse
+    component, line, start, stop, values, flags = sparse
+    values = values.astype(np.float64)  # exact, and compiled once for all types of frames
     opening = np.append(True, (line[1:] != line[:-1]) | (component[1:] != component[:-1]))
     pointer = np.append(np.flatnonzero(opening), len(line))
-    lines = line[pointer[:-1]]
+    line_of = np.cumsum(opening, dtype=np.int32) - np.int32(1)
+    frame, row = np.divmod(line[pointer[:-1]], shape[1])
     offset = np.concatenate([[0], np.cumsum(stop - start, dtype=np.int64)])
-    near = neighbours(component[pointer[:-1]], lines, shape[0], shape[1], how.connectivity == 26, how.wrap)
-    stamp = np.zeros(len(values), np.int32)
-    queue = np.empty((len(values), 4), np.int32)
-    net = (lines, pointer, start, stop, offset, values, near, int(how.connectivity == 26))
-    seed_line, seed_column, seed_voxel, peak, count = _seeds(net, how.seed, stamp, queue)
-    order = np.lexsort((seed_voxel, -peak))
-    peak, count = peak[order], count[order]
-    low = np.clip(how.tau * peak, how.c_min, how.c_max)
-    high = np.full(len(peak), np.inf)
-    if how.literal:
-        low, high = np.maximum(how.c_min, how.tau * peak), np.minimum(how.c_max, peak)
+    near = neighbours(
+        component[pointer[:-1]], frame, row, shape[0], shape[1], how.connectivity == 26, how.wrap
+    )
+    net = (
+        (frame, row),
+        line_of,
+        pointer,
+        start,
+        stop,
+        offset,
+        values,
+        flags,
+        near,
+        int(how.connectivity == 26),
+    )
+    room = int(((stop - start + 1) // 2).sum(dtype=np.int64))
+    work = np.zeros((len(line), 3), np.int32), np.empty((room, 4), np.int32), np.empty(room, np.int32)
+    run, column, voxel, peak, count = _seeds(net, *work)
+    # One component after the other: its voxels stay in the cache.
+    order = np.lexsort((voxel, -peak, component[run]))
+    run, column, voxel, peak, count = run[order], column[order], voxel[order], peak[order], count[order]
     owner = np.full(len(values), -1, np.int32)
-    at = seed_line[order], seed_column[order], seed_voxel[order]
-    fate, integers, sums = _grow_all(net, *at, peak, count, low, high, how.min_seed_voxels, how.sizes, how.claim,
-                                     how.wrap, shape[0], shape[1], stamp, owner, queue)  # fmt: skip
-    index = lines[at[0]] * shape[2] + at[1]
-    return Grown(fate, peak, index, owner[at[2]], integers, sums, *owned(line, start, stop, owner))
+    fate, integers, sums = _grow_all(
+        net, run, column, voxel, peak, count, how.tau, how.literal, how.min_seed_voxels, how.sizes, how.claim,
+        how.wrap, shape[0], owner, *work,
+    )  # fmt: skip
+    index = line[run] * shape[2] + column
+    return Grown(fate, peak, index, owner[voxel], integers, sums, *owned(line, start, stop, owner))
 
 
 @compiled
-def _seeds(net, seed, stamp, queue):  # type: ignore[no-untyped-def]
-    """Return line, column, voxel, value of the maximum and the size of every component of {I >= seed}."""
-    lines, pointer, start, stop, offset, values = net[0], net[1], net[2], net[3], net[4], net[5]
-    at_line, at_column, at_voxel = [np.int64(0)], [np.int64(0)], [np.int64(0)]
+def _seeds(net, splits, pool, queue):  # type: ignore[no-untyped-def]
+    """Return run, column, voxel, value of the maximum and the size of every component of seed voxels."""
+    start, offset, values, flags = net[3], net[5], net[6], net[7]
+    at_run, at_column, at_voxel = [np.int64(0)], [np.int64(0)], [np.int64(0)]
     peaks, counts = [0.0], [np.int64(0)]
-    owner = np.empty(0, np.int32)
-    me = 0
-    for at in range(len(lines)):
-        for run in range(pointer[at], pointer[at + 1]):
-            shift = offset[run] - start[run]
-            for x in range(start[run], stop[run]):
-                if values[shift + x] < seed or stamp[shift + x] != 0:
-                    continue
-                me -= 1
-                n = flood(net, run, at, x, seed, np.inf, stamp, me, owner, False, queue)
-                top, voxel, line, column, count = -np.inf, np.int64(-1), np.int64(0), np.int64(0), np.int64(0)
-                for k in range(n):
-                    from_start = offset[queue[k, 3]] - start[queue[k, 3]]
-                    count += queue[k, 2] - queue[k, 1]
-                    for c in range(queue[k, 1], queue[k, 2]):
-                        v, value = from_start + c, np.float64(values[from_start + c])
-                        if value > top or (value == top and v < voxel):
-                            top, voxel, line, column = value, v, np.int64(queue[k, 0]), np.int64(c)
-                at_line.append(line)
-                at_column.append(column)
-                at_voxel.append(voxel)
-                peaks.append(top)
-                counts.append(count)
+    none, limits = np.empty(0, np.int32), (np.inf, SEED, np.inf, 0)
+    me, n_pool = np.int32(-1), 0
+    for run in range(len(start)):
+        if splits[run, 0] != me:
+            n_pool = split(start, offset, values, flags, run, limits, none, False, me, splits, pool, n_pool)
+        for s in range(splits[run, 1], splits[run, 2]):
+            if pool[s, 3]:
+                continue
+            queue[0] = s
+            n, n_pool = flood(net, limits, none, False, me, splits, pool, n_pool, queue)
+            top, voxel, at, column, count = -np.inf, np.int64(-1), np.int64(0), np.int64(0), np.int64(0)
+            for k in range(n):
+                t = queue[k]
+                r = pool[t, 2]
+                shift = offset[r] - start[r]
+                count += pool[t, 1] - pool[t, 0]
+                for x in range(pool[t, 0], pool[t, 1]):
+                    value = values[shift + x]
+                    if value > top or (value == top and shift + x < voxel):
+                        top, voxel, at, column = value, shift + x, np.int64(r), np.int64(x)
+            at_run.append(at)
+            at_column.append(column)
+            at_voxel.append(voxel)
+            peaks.append(top)
+            counts.append(count)
     return (
-        np.array(at_line)[1:],
+        np.array(at_run)[1:],
         np.array(at_column)[1:],
         np.array(at_voxel)[1:],
         np.array(peaks)[1:],
@@ -195,38 +213,48 @@ def _seeds(net, seed, stamp, queue):  # type: ignore[no-untyped-def]
 
 @compiled
 def _grow_all(  # type: ignore[no-untyped-def]
-    net, at_line, at_column, at_voxel, peak, seed_voxels, low, high, min_seed_voxels, sizes, claim, wrap,
-    n_frames, n_rows, stamp, owner, queue,
+    net, at_run, at_column, at_voxel, peak, seed_voxels, tau, literal, min_seed_voxels, sizes, claim, wrap,
+    n_frames, owner, splits, pool, queue,
 ):  # fmt: skip
-    lines, pointer, start, stop, offset = net[0], net[1], net[2], net[3], net[4]
+    frame, row = net[0]
+    line_of, start, offset, values, flags = net[1], net[3], net[5], net[6], net[7]
     n_seeds = len(peak)
     fate = np.zeros(n_seeds, np.int8)
     integers = np.zeros((n_seeds, 8), np.int64)
     sums = np.zeros((n_seeds, 10), np.float64)
     seen = np.zeros(n_frames, np.int32)
     for b in range(n_seeds):
+        run, x0 = at_run[b], at_column[b]
+        z0, y0 = frame[line_of[run]], row[line_of[run]]
         integers[b, 0] = seed_voxels[b]
-        z0, y0, x0 = lines[at_line[b]] // n_rows, lines[at_line[b]] % n_rows, at_column[b]
         integers[b, 2], integers[b, 3] = z0, z0 + 1
         integers[b, 4], integers[b, 5] = y0, y0 + 1
         integers[b, 6], integers[b, 7] = x0, x0 + 1
         if seed_voxels[b] < min_seed_voxels:
             fate[b] = FEW_VOXELS
             continue
-        if peak[b] > high[b]:
+        if literal and flags[at_voxel[b]] & OVER:
             fate[b] = ABOVE_C_MAX
             continue
         if claim and owner[at_voxel[b]] >= 0:
             fate[b] = ABSORBED
             continue
-        run = pointer[at_line[b]]
-        while stop[run] <= x0:
-            run += 1
+        # All voxels here are at least c_min: so the lower limit is tau M, or c_max where that is less.
+        limits = (
+            tau * peak[b],
+            0 if literal else TOP,
+            peak[b] if literal else np.inf,
+            OVER if literal else 0,
+        )
         me = np.int32(b + 1)
-        n = flood(net, run, at_line[b], x0, low[b], high[b], stamp, me, owner, claim, queue)
+        n_pool = split(start, offset, values, flags, run, limits, owner, claim, me, splits, pool, 0)
+        queue[0] = 0
+        while pool[queue[0], 1] <= x0:
+            queue[0] += 1
+        n, _ = flood(net, limits, owner, claim, me, splits, pool, n_pool, queue)
         box = integers[b]
-        first = _box_of(lines, queue, n, n_rows, n_frames, wrap, seen, me, box)
-        _sum_up(net, queue, n, n_rows, n_frames, first, z0, y0, x0, box, sums[b])
+        first = box_of(net, pool, queue, n, n_frames, wrap, seen, me, box)
+        sum_up(net, pool, queue, n, n_frames, first, z0, y0, x0, box, sums[b])
         for axis in range(3):
             edge = box[3 + 2 * axis] - box[2 + 2 * axis]
             if edge < sizes[0, axis]:
@@ -236,61 +264,9 @@ def _grow_all(  # type: ignore[no-untyped-def]
                 fate[b] = LARGE
         if fate[b] == KEPT:
             for k in range(n):
-                shift = offset[queue[k, 3]] - start[queue[k, 3]]
-                for v in range(shift + queue[k, 1], shift + queue[k, 2]):
+                s = queue[k]
+                shift = offset[pool[s, 2]] - start[pool[s, 2]]
+                for v in range(shift + pool[s, 0], shift + pool[s, 1]):
                     if owner[v] < 0:
                         owner[v] = b
     return fate, integers, sums
-
-
-@part
-def _box_of(lines, queue, n, n_rows, n_frames, wrap, seen, me, box):  # type: ignore[no-untyped-def]
-    """Fill in the box; return the first frame. A blob that wraps around ends beyond the last frame."""
-    for k in range(n):
-        z, y = lines[queue[k, 0]] // n_rows, lines[queue[k, 0]] % n_rows
-        seen[z] = me
-        box[2], box[3] = min(box[2], z), max(box[3], z + 1)
-        box[4], box[5] = min(box[4], y), max(box[5], y + 1)
-        box[6], box[7] = min(box[6], queue[k, 1]), max(box[7], queue[k, 2])
-    if wrap and box[2] == 0 and box[3] == n_frames:
-        gap = 0
-        while gap < n_frames and seen[gap] == me:
-            gap += 1
-        if gap < n_frames:
-            first = n_frames
-            while seen[first - 1] == me:
-                first -= 1
-            box[2], box[3] = first, n_frames + gap
-    return box[2]
-
-
-@part
-def _sum_up(net, queue, n, n_rows, n_frames, first, z0, y0, x0, box, sums):  # type: ignore[no-untyped-def]
-    lines, start, offset, values = net[0], net[2], net[4], net[5]
-    if z0 < first:
-        z0 += n_frames
-    voxels = np.int64(0)
-    for k in range(n):
-        z, y = lines[queue[k, 0]] // n_rows, lines[queue[k, 0]] % n_rows
-        if z < first:
-            z += n_frames
-        f, r = np.float64(z - z0), np.float64(y - y0)
-        shift = offset[queue[k, 3]] - start[queue[k, 3]]
-        s = sx = sxx = 0.0
-        for x in range(queue[k, 1], queue[k, 2]):
-            value, c = np.float64(values[shift + x]), np.float64(x - x0)
-            s += value
-            sx += value * c
-            sxx += value * c * c
-        voxels += queue[k, 2] - queue[k, 1]
-        sums[0] += s
-        sums[1] += s * f
-        sums[2] += s * r
-        sums[3] += sx
-        sums[4] += s * f * f
-        sums[5] += s * f * r
-        sums[6] += sx * f
-        sums[7] += s * r * r
-        sums[8] += sx * r
-        sums[9] += sxx
-    box[1] = voxels

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled, part
+from tomoscale.kernels._levels import OVER, SEED, TOP, Levels
 from tomoscale.kernels._union import root_of, unite
 
+SEEDED, OPEN = 1, 2
+"""Why a component is kept: it holds a seed voxel, it touches an open face."""
 _AT_ONCE = 64
 """Voxels that are looked at together while nothing is above the threshold: 64 beats 16 and 256 in bench_blobs."""
 
@@ -32,6 +35,8 @@ class Found(NamedTuple):
         their first voxel.
     values : (voxel,)
         The voxels of these runs, one run after the other.
+    flags : (voxel,) uint8
+        SEED, TOP and OVER of these voxels.
     seeded : (component,) bool
         Whether a voxel reaches the seed threshold.
     voxels : (component,) int64
@@ -47,6 +52,7 @@ class Found(NamedTuple):
     stop: NDArray[np.int32]
     component: NDArray[np.int32]
     values: NDArray
+    flags: NDArray[np.uint8]
     seeded: NDArray[np.bool_]
     voxels: NDArray[np.int64]
     shell: NDArray[np.int64]
@@ -60,15 +66,20 @@ def most_runs(shape: tuple[int, ...]) -> int:
     return min(n_lines * ((columns + 1) // 2), max(1 << 18, n_lines * columns // 8))
 
 
+def most_voxels(shape: tuple[int, ...]) -> int:
+    """Return how many voxels above the threshold it holds: a quarter of a large block's, all of a small one's."""
+    n_voxels = int(np.prod(shape, dtype=np.int64))
+    return min(n_voxels, max(1 << 20, n_voxels // 4))
+
+
 def scratch_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     """Bytes that `find_components` holds and returns at most, beyond the frames."""
-    n_voxels = int(np.prod(shape, dtype=np.int64))
-    return 40 * most_runs(shape) + 4 * (n_voxels // shape[-1] + 1) + (itemsize + 12) * (n_voxels // 4)
+    n_lines = int(np.prod(shape[:-1], dtype=np.int64)) + 1
+    planes = 64 * shape[1] * shape[2]  # thresholds of every pixel, as float64 and in the type of the frames
+    return 41 * most_runs(shape) + 4 * n_lines + (2 * itemsize + 14) * most_voxels(shape) + planes
 
 
-def find_components(
-    frames: NDArray, threshold: float, seed: float, open_faces: Any, connectivity: int
-) -> Found | None:
+def find_components(frames: NDArray, levels: Levels, open_faces: Any, connectivity: int) -> Found | None:
     """
     Find the connected components above a threshold that hold a seed voxel or touch an open face.
 
@@ -76,8 +87,8 @@ def find_components(
     ----------
     frames : (frame, row, column) array
         One block. NaN is below every threshold.
-    threshold, seed : float
-        Voxels >= threshold are foreground; a component with a voxel >= seed is kept.
+    levels : Levels
+        Voxels of at least c_min are foreground; a component with one of at least the seed threshold is kept.
     open_faces : (3, 2) bool
         Whether the volume goes on beyond the first and the last plane of every axis.
     connectivity : int
@@ -86,54 +97,34 @@ def find_components(
     Returns
     -------
     Found or None
-        None if there are more runs, or more voxels to keep, than `scratch_bytes` allows for.
+        None if there are more runs, or more voxels above the threshold, than `scratch_bytes` allows for.
     """
     voxels, steps = rows_of(frames)
     n_lines, n_rows = frames.shape[0] * frames.shape[1], frames.shape[1]
-    low, high = at_least(threshold, frames.dtype), at_least(seed, frames.dtype)
-    if low is None or not frames.size:
-        return _empty(frames.dtype)
-    room = most_runs(frames.shape)
-    start, stop = np.empty(room, np.int32), np.empty(room, np.int32)
+    runs = np.empty((2, most_runs(frames.shape)), np.int32)
+    bright = np.empty(runs.shape[1], np.uint8)
+    values = np.empty(most_voxels(frames.shape), voxels.dtype)
+    flags = np.empty(len(values), np.uint8)
     pointer = np.empty(n_lines + 1, np.int32)
-    n_runs = _find_runs(voxels, steps, frames.shape, low, start, stop, pointer)
+    planes = levels.in_type(voxels.dtype, frames.shape[2])
+    n_runs, n_voxels = _find_runs(voxels, steps, frames.shape, planes, runs, bright, values, flags, pointer)
     if n_runs < 0:
         return None
-    start, stop = start[:n_runs], stop[:n_runs]
+    start, stop = runs[0, :n_runs], runs[1, :n_runs]
     parent = np.arange(n_runs, dtype=np.int32)
     _join_runs(start, stop, pointer, n_rows, int(connectivity == 26), parent)
     faces = np.asarray(open_faces, np.bool_)
-    seed_value = np.inf if high is None else float(high)
-    component, flags, sizes = _describe(
-        voxels, steps, frames.shape, start, stop, pointer, parent, seed_value, faces
-    )
-    kept = flags > 0
-    n_voxels = int(sizes[kept].sum())
-    if n_voxels > max(1 << 20, frames.size // 4):
-        return None
+    component, state, sizes = _describe(frames.shape, start, stop, bright, pointer, parent, faces)
+    kept = state > 0
     number = np.cumsum(kept, dtype=np.int32) - 1
     number[~kept] = -1
-    found = _compact(voxels, steps, frames.shape[1], start, stop, pointer, component, number, n_voxels)
-    line, first, last, of, values = found
-    seeded = (flags[kept] & 1).astype(bool)
+    found = _compact(start, stop, values, flags, pointer, component, number, int(sizes[kept].sum()))
     shell, shell_of = _shell(found, frames.shape, faces)
-    return Found(line, first, last, of, values, seeded, sizes[kept], shell, shell_of, int(sizes.sum()))
-
-
-def at_least(threshold: float, dtype: np.dtype) -> Any:
-    """
-    Return the smallest value of a type that is not below a threshold, or None if there is none.
-
-    >>> at_least(2.5, np.dtype("u2")), at_least(70000, np.dtype("u2"))
-    (np.uint16(3), None)
-    """
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if threshold > limits.max:
-            return None
-        return dtype.type(max(limits.min, int(np.ceil(threshold))))
-    value = dtype.type(threshold)
-    return value if float(value) >= threshold else np.nextafter(value, dtype.type(np.inf))
+    seeded = (state[kept] & SEEDED).astype(bool)
+    line, first, last, of, kept_values, kept_flags = found
+    return Found(
+        line, first, last, of, kept_values, kept_flags, seeded, sizes[kept], shell, shell_of, n_voxels
+    )
 
 
 def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
@@ -147,44 +138,51 @@ def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
     return plain(np.lib.stride_tricks.as_strided(frames, (span,), (size,))), (plane // size, row // size)
 
 
-def _empty(dtype: np.dtype) -> Found:
-    none = np.empty(0, np.int32)
-    return Found(none, none, none, none, np.empty(0, dtype), np.empty(0, bool), np.empty(0, np.int64),
-                 np.empty(0, np.int64), none, 0)  # fmt: skip
-
-
 @compiled
-def _find_runs(voxels, steps, shape, low, start, stop, pointer):  # type: ignore[no-untyped-def]
+def _find_runs(voxels, steps, shape, planes, runs, bright, values, flags, pointer):  # type: ignore[no-untyped-def]
+    """List runs, the flags of each, and their voxels while these are at hand; -1 if there is no room."""
     n_frames, n_rows, n_columns = shape
-    room, n, line = len(start), 0, 0
+    start, stop = runs[0], runs[1]
+    n, v, line = 0, 0, 0
     for z in range(n_frames):
         for y in range(n_rows):
             pointer[line] = n
             line += 1
             first = z * steps[0] + y * steps[1]
             row = voxels[first : first + n_columns]
+            at = y if planes.shape[1] > 1 else 0
+            low, seed, top, over = planes[0, at], planes[1, at], planes[2, at], planes[3, at]
             x = 0
             while x < n_columns:
                 if x + _AT_ONCE <= n_columns:
-                    some, above = row[x : x + _AT_ONCE], np.int32(0)
+                    some, least, above = row[x : x + _AT_ONCE], low[x : x + _AT_ONCE], np.int32(0)
                     for k in range(_AT_ONCE):
-                        above += np.int32(some[k] >= low)
+                        above += np.int32(some[k] > least[k])
                     if above == 0:
                         x += _AT_ONCE
                         continue
                 last = min(x + _AT_ONCE, n_columns)
                 while x < last:
-                    if row[x] >= low:
-                        if n == room:
-                            return -1
-                        start[n] = x
-                        while x < n_columns and row[x] >= low:
+                    if row[x] > low[x]:
+                        if n == len(start):
+                            return -1, v
+                        start[n], together = x, 0
+                        while x < n_columns and row[x] > low[x]:
+                            if v == len(values):
+                                return -1, v
+                            value = row[x]
+                            flag = (
+                                SEED * (value > seed[x]) | TOP * (value > top[x]) | OVER * (value > over[x])
+                            )
+                            values[v], flags[v] = value, flag
+                            together |= flag
                             x += 1
-                        stop[n] = x
+                            v += 1
+                        stop[n], bright[n] = x, together
                         n += 1
                     x += 1
     pointer[line] = n
-    return n
+    return n, v
 
 
 @part
@@ -215,11 +213,11 @@ def _join_runs(start, stop, pointer, n_rows, reach, parent):  # type: ignore[no-
 
 
 @compiled
-def _describe(voxels, steps, shape, start, stop, pointer, parent, seed, faces):  # type: ignore[no-untyped-def]
-    """Number the components by their first voxel; flag 1: has a seed voxel, flag 2: touches an open face."""
+def _describe(shape, start, stop, bright, pointer, parent, faces):  # type: ignore[no-untyped-def]
+    """Number the components by their first voxel, and tell which have a seed voxel, which touch an open face."""
     n_frames, n_rows, n_columns = shape
     component = np.empty(len(parent), np.int32)
-    flags = np.zeros(len(parent), np.uint8)
+    state = np.zeros(len(parent), np.uint8)
     sizes = np.zeros(len(parent), np.int64)
     n = 0
     for line in range(len(pointer) - 1):
@@ -240,18 +238,14 @@ def _describe(voxels, steps, shape, start, stop, pointer, parent, seed, faces): 
             c = component[i]
             sizes[c] += stop[i] - start[i]
             if outer or (start[i] == 0 and faces[2, 0]) or (stop[i] == n_columns and faces[2, 1]):
-                flags[c] |= 2
-            if not flags[c] & 1:
-                first = z * steps[0] + y * steps[1]
-                for x in range(first + start[i], first + stop[i]):
-                    if voxels[x] >= seed:
-                        flags[c] |= 1
-                        break
-    return component, flags[:n], sizes[:n]
+                state[c] |= OPEN
+            if bright[i] & SEED:
+                state[c] |= SEEDED
+    return component, state[:n], sizes[:n]
 
 
 @compiled
-def _compact(voxels, steps, n_rows, start, stop, pointer, component, number, n_voxels):  # type: ignore[no-untyped-def]
+def _compact(start, stop, voxels, marks, pointer, component, number, n_voxels):  # type: ignore[no-untyped-def]
     # One component after the other: growth then works in a few kilobytes at a time (bench_blobs: twice as fast).
     n_runs, n_of = np.zeros(len(number) + 1, np.int64), np.zeros(len(number) + 1, np.int64)
     n_kept = 0
@@ -266,24 +260,24 @@ def _compact(voxels, steps, n_rows, start, stop, pointer, component, number, n_v
         n_of[c + 1] += n_of[c]
     lines = np.empty(n_kept, np.int32)
     starts, stops, components = np.empty_like(lines), np.empty_like(lines), np.empty_like(lines)
-    values = np.empty(n_voxels, voxels.dtype)
+    values, flags = np.empty(n_voxels, voxels.dtype), np.empty(n_voxels, np.uint8)
+    first = 0
     for line in range(len(pointer) - 1):
         for i in range(pointer[line], pointer[line + 1]):
-            c = number[component[i]]
+            c, length = number[component[i]], stop[i] - start[i]
             if c >= 0:
                 n, v = n_runs[c], n_of[c]
                 n_runs[c] += 1
-                n_of[c] += stop[i] - start[i]
+                n_of[c] += length
                 lines[n], starts[n], stops[n], components[n] = line, start[i], stop[i], c
-                first = line // n_rows * steps[0] + line % n_rows * steps[1]
-                for x in range(first + start[i], first + stop[i]):
-                    values[v] = voxels[x]
-                    v += 1
-    return lines, starts, stops, components, values
+                for k in range(length):
+                    values[v + k], flags[v + k] = voxels[first + k], marks[first + k]
+            first += length
+    return lines, starts, stops, components, values, flags
 
 
 def _shell(found: Any, shape: tuple[int, ...], faces: NDArray) -> tuple[NDArray, NDArray]:
-    lines, starts, stops, components, _ = found
+    lines, starts, stops, components, _, _ = found
     count = _shell_voxels(lines, starts, stops, components, *shape, faces, np.empty(0, np.int64),
                           np.empty(0, np.int32))  # fmt: skip
     index, of = np.empty(count, np.int64), np.empty(count, np.int32)
