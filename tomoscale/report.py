@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tomoscale import blob_page, info, page, pictures, plots, store
+from tomoscale import blob_page, class_page, info, page, pictures, plots, store
 from tomoscale._version import __version__
 from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
@@ -66,6 +66,8 @@ def make(
         folder = output or shown.name_beside("-report")
         if blob_page.is_of_blobs(shown):
             lead, figures, sections = blob_page.made(shown)
+        elif class_page.is_of_classes(shown):
+            lead, figures, sections = class_page.made(shown)
         else:
             lead, figures, sections = *_lead(shown), _scan(shown) if shown.is_scan else _volume(shown)
         sections += _facts(shown)

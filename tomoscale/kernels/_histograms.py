@@ -64,6 +64,26 @@ def classes_of(values: NDArray, thresholds: NDArray, out: NDArray[np.uint8]) -> 
     return out
 
 
+def class_counts(
+    values: NDArray, classes: NDArray[np.uint8], low: float, width: float, counts: NDArray[np.int64]
+) -> None:
+    """
+    Add the number of voxels of every class in every bin to counts.
+
+    Parameters
+    ----------
+    values : any shape
+        Numbers; NaN count nowhere.
+    classes : as values
+        The class of every voxel.
+    low, width : float
+        Lower edge of the first bin, and width of all.
+    counts : (class, bin)
+        Changed in place; the outermost bins also hold what lies outside.
+    """
+    _count_classes(plain(values).reshape(-1), plain(classes).reshape(-1), low, 1 / width, counts)
+
+
 @compiled
 def _count(values, flip, counts):  # type: ignore[no-untyped-def]
     # Four tables in turn: in a constant region one would wait for its own last increment, 4 to 5 cycles each.
@@ -100,6 +120,15 @@ def _count_bins(values, edges, counts):  # type: ignore[no-untyped-def]
         table[i & 3, b] += 1
     for b in range(n):
         counts[b] += table[0, b] + table[1, b] + table[2, b] + table[3, b]
+
+
+@compiled
+def _count_classes(values, classes, low, scale, counts):  # type: ignore[no-untyped-def]
+    last = counts.shape[1] - 1
+    for i in range(values.size):
+        place = (np.float64(values[i]) - low) * scale
+        if place == place:
+            counts[classes[i], np.int64(min(max(place, 0.0), last))] += 1
 
 
 @inlined
