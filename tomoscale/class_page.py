@@ -216,7 +216,7 @@ def histograms(found: Shares, colours: Sequence[str], marks: Sequence[tuple[floa
     with pictures.style():
         for position, is_logarithmic in enumerate((False, True), 1):
             axes = figure.add_subplot(1, 2, position)
-            for c in np.flatnonzero(counts.any(axis=1)):
+            for c in np.flatnonzero(counts.any(axis=1)).tolist():
                 baseline = 0.5 if is_logarithmic else 0
                 axes.stairs(counts[c], edges, fill=True, color=colours[c], alpha=0.35, baseline=baseline)
                 axes.stairs(counts[c], edges, color=colours[c], baseline=baseline, label=f"class {c}")
