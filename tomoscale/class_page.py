@@ -11,6 +11,7 @@ import numpy as np
 from tomoscale import info, pictures, shares, smooth
 from tomoscale.page import Picture, Section, Table
 from tomoscale.pictures import GREY, WIDTH, Panel
+from tomoscale.plots import slices_of
 from tomoscale.shares import Shares
 from tomoscale.shown import Shown
 
@@ -110,17 +111,9 @@ def _lead(shown: Shown, voxels: np.ndarray) -> tuple[str, list[tuple[str, str]]]
         if voxels[0]:
             figures.append((f"{100 * voxels[0] / voxels.sum():.3g} %", "below the threshold"))
     else:
-        kind = "A mask of a volume" if _thresholds(shown) is None else "Classes of a volume"
-        names = ("below", "above") if len(voxels) == 2 and kind.startswith("C") else range(len(voxels))
-        figures += [
-            (
-                f"{100 * v / max(1, voxels.sum()):.3g} %",
-                f"{name} the threshold"
-                if name in names[:2] and isinstance(name, str)
-                else f"in class {name}",
-            )
-            for name, v in zip(names, voxels, strict=True)
-        ]
+        kind = "Classes of a volume" if _thresholds(shown) is not None else "A mask of a volume"
+        shares_of = 100 * voxels / max(1, voxels.sum())
+        figures += [(f"{share:.3g} %", f"in class {c}") for c, share in enumerate(shares_of)]
     return f"{kind}, made by {shown.step['operation']} ({info.when(shown.step)}).", figures
 
 
@@ -157,18 +150,6 @@ def _slices(shown: Shown, volume: Any, colours: Sequence[str]) -> Section:
     return Section("Slices through the middle", pictures=[picture])
 
 
-def slices_of(volume: Any) -> list[tuple[str, np.ndarray, tuple[str, str]]]:
-    """Return title, values and axes of the middle slices along z, y and x."""
-    found = []
-    for axis, name in enumerate("zyx"):
-        middle = volume.shape[axis] // 2
-        window = [slice(0, n) for n in volume.shape]
-        window[axis] = slice(middle, middle + 1)
-        across, along = (n for n in "zyx" if n != name)
-        found.append((f"{name} = {middle}", volume.read(tuple(window)).squeeze(axis), (across, along)))
-    return found
-
-
 def class_panel(title: str, plane: np.ndarray, axes: tuple[str, str], colours: Sequence[str]) -> Panel:
     """Return a slice of classes; of a large one every n-th voxel, since a mean of classes is none."""
     n = math.ceil(max(plane.shape) / pictures.MOST_PIXELS)
@@ -188,7 +169,7 @@ def _histogram(shown: Shown, found: Shares, colours: Sequence[str]) -> Section:
         marks = [(float(t), f"{t:.5g}") for t in thresholds]
         text.append("A voxel belongs to the class above a threshold if its value is larger.")
     elif centres is not None:
-        marks = [(float(c), f"{i}") for i, c in enumerate(centres[:, 0], 1)]
+        marks = [(float(c), "") for c in centres[:, 0]]
         text.append("Dashed: the intensities of the centres.")
         if np.isfinite(centres[:, 1:]).all():
             text.append("Clusters overlap here where their places part them.")
@@ -205,8 +186,8 @@ def _histogram(shown: Shown, found: Shares, colours: Sequence[str]) -> Section:
 
 def histograms(found: Shares, colours: Sequence[str], marks: Sequence[tuple[float, str]]) -> Figure:
     """Draw the histogram of every class on top of each other, linear and logarithmic."""
-    low, high = found.ends(0.0005, 0.9995)
-    low, high = (f(v, *(m for m, _ in marks)) for f, v in ((min, low), (max, high)))
+    values = [*found.ends(0.0005, 0.9995), *(m for m, _ in marks)]
+    low, high = min(values), max(values)
     reach = max(high - low, found.width)
     every_low, every_high = found.ends(0.0, 1.0)
     low, high = max(every_low, low - 0.05 * reach), min(every_high, high + 0.05 * reach)

@@ -42,9 +42,9 @@ class Shares:
             return (self.counts @ middles) / self.voxels
 
     def ends(self, *shares: float) -> list[float]:
-        """Return the values below which such shares of all voxels lie."""
+        """Return the bins up to which such shares of all voxels lie, by their lower edges; 0 for the lowest voxel."""
         seen = np.cumsum(self.counts.sum(axis=0))
-        places = np.searchsorted(seen, np.multiply(shares, seen[-1]))
+        places = np.searchsorted(seen, np.maximum(np.multiply(shares, seen[-1]), 1))
         return [float(self.low + self.width * p) for p in places]
 
     def within(self, low: float, high: float, n_bins: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from tomoscale.record import images_of
 from tomoscale.store import StoredVolume, Volume
 from tomoscale.survey import Survey
 
-MEANT = ("", "frames", "volume", "labels")
+MEANT = ("", "frames", "volume", "map", "labels")
 """Arrays that are meant when none is named."""
 DARK_BYTES = 64 * MIB
 """Read at a time of a stack of dark frames."""
