@@ -77,6 +77,26 @@ def test_a_fit_is_that_of_scikit_learn_from_the_same_centres(dtype, share):
     assert computed(found.iterations)[0] == n_iter
 
 
+@pytest.mark.filterwarnings("ignore")  # of dask-ml, about what it depends on
+def test_a_fit_is_that_of_dask_ml_from_the_same_centres():
+    cluster_of_dask = pytest.importorskip("dask_ml.cluster", reason="dask-ml is not installed")
+    import dask
+    import dask.array as da
+
+    image = phases("uint16", (8, 12, 15))
+    matrix, mean, deviation = standardised(image, np.ones(image.shape, bool))
+    initial = np.array([[np.quantile(image, q), *p] for q, p in zip(CENTRES, np.eye(3) * 7, strict=True)])
+    theirs = cluster_of_dask.KMeans(3, init=(initial - mean) / deviation, tol=0, max_iter=100)
+    with dask.config.set(scheduler="sync"):
+        theirs.fit(da.from_array(matrix, chunks=(400, 4)))
+        own = theirs.labels_.compute()
+    found = kmeans.segment(image, k=3, initial=initial, tolerance=0)
+    order = np.argsort(theirs.cluster_centers_[:, 0])
+    expected = theirs.cluster_centers_[order] * deviation + mean
+    np.testing.assert_allclose(computed(found.centres), expected, rtol=1e-9, atol=1e-9 * deviation.max())
+    np.testing.assert_array_equal(computed(found.labels).ravel() - 1, np.argsort(order)[own])
+
+
 def test_voxels_below_the_threshold_may_stay_as_zeros():
     image = phases("uint16")
     threshold = float(np.quantile(image, 0.4))
