@@ -35,7 +35,7 @@ def computed(lazy):
     return np.asarray(lazy.compute(scheduler="sync"))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float16", "float32"])
 @pytest.mark.parametrize("chunks", CHUNKINGS)
 def test_both_maps_are_those_of_the_whole_volume(tmp_path, chunks, dtype, monkeypatch):
     monkeypatch.setattr(blocks, "volume_chunks", lambda shape, edge: tuple(min(16, n) for n in shape))

@@ -63,7 +63,7 @@ def computed(lazy):
     return np.asarray(lazy.compute(scheduler="sync"))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_a_fit_is_that_of_scikit_learn_from_the_same_centres(dtype, share):
     image = phases(dtype)

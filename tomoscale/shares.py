@@ -84,8 +84,6 @@ def of(volume: Any, labels: Any, n_classes: int, *, sampled: bool = False, quiet
 
     def read(window: Window) -> None:
         values, classes = volume.read(window), labels.read(window)
-        if values.dtype == np.float16:
-            values = values.astype(np.float32)
         counts = np.zeros_like(total)
         kernels.class_counts(values, np.minimum(classes, n_classes - 1), low, width, counts)
         with lock:
