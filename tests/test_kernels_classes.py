@@ -21,6 +21,15 @@ def test_every_value_is_counted(dtype, size):
     np.testing.assert_array_equal(counts - 1, reference.value_counts(values))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_counters_that_are_emptied_and_values_off_the_words_are_counted(dtype, monkeypatch):
+    monkeypatch.setattr("tomoscale.kernels._histograms.MOST_COUNTED", 24)
+    values = np.random.default_rng(0).integers(0, 9, 102).astype(dtype)[1:]
+    counts = np.zeros(256**values.itemsize, np.int64)
+    kernels.value_counts(values, counts)
+    np.testing.assert_array_equal(counts, reference.value_counts(values))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 300), st.sampled_from([np.float32, np.float64]))
 def test_bins_are_those_of_numpy_also_at_their_edges(n, bins, dtype):

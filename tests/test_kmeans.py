@@ -63,7 +63,7 @@ def computed(lazy):
     return np.asarray(lazy.compute(scheduler="sync"))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_a_fit_is_that_of_scikit_learn_from_the_same_centres(dtype, share):
     image = phases(dtype)
@@ -75,6 +75,26 @@ def test_a_fit_is_that_of_scikit_learn_from_the_same_centres(dtype, share):
     np.testing.assert_array_equal(computed(found.labels), labels)
     assert computed(found.inertia)[0] == pytest.approx(inertia, rel=1e-9)
     assert computed(found.iterations)[0] == n_iter
+
+
+@pytest.mark.filterwarnings("ignore")  # of dask-ml, about what it depends on
+def test_a_fit_is_that_of_dask_ml_from_the_same_centres():
+    cluster_of_dask = pytest.importorskip("dask_ml.cluster", reason="dask-ml is not installed")
+    import dask
+    import dask.array as da
+
+    image = phases("uint16", (8, 12, 15))
+    matrix, mean, deviation = standardised(image, np.ones(image.shape, bool))
+    initial = np.array([[np.quantile(image, q), *p] for q, p in zip(CENTRES, np.eye(3) * 7, strict=True)])
+    theirs = cluster_of_dask.KMeans(3, init=(initial - mean) / deviation, tol=0, max_iter=100)
+    with dask.config.set(scheduler="sync"):
+        theirs.fit(da.from_array(matrix, chunks=(400, 4)))
+        own = theirs.labels_.compute()
+    found = kmeans.segment(image, k=3, initial=initial, tolerance=0)
+    order = np.argsort(theirs.cluster_centers_[:, 0])
+    expected = theirs.cluster_centers_[order] * deviation + mean
+    np.testing.assert_allclose(computed(found.centres), expected, rtol=1e-9, atol=1e-9 * deviation.max())
+    np.testing.assert_array_equal(computed(found.labels).ravel() - 1, np.argsort(order)[own])
 
 
 def test_voxels_below_the_threshold_may_stay_as_zeros():
@@ -205,7 +225,7 @@ def test_command_writes_what_the_function_returns_and_counts_its_passes(tmp_path
     source = write_array(tmp_path / "v.zarr", phases("uint8"), (8, 16, 16))
     assert cli.main(["kmeans", str(source), "--k", "2", "--scheduler", "threads"]) == 0
     out, err = capsys.readouterr()
-    assert "passes             2 before the blocks, up to 100 more until they settle, 1 with them" in err
+    assert "passes             1 before the blocks, up to 100 more until they settle, 1 with them" in err
     group = tmp_path / "v-kmeans.zarr"
     assert out.strip() == str(group)
     for name, expected in kmeans.segment(source, k=2)._asdict().items():

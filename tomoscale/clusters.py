@@ -127,9 +127,7 @@ def scaling(features: Features, extremes: np.ndarray, surveyed: np.ndarray) -> n
     sums = [number(d) for d in surveyed[: 9 * DIGITS].reshape(9, DIGITS)]
     n, unit = sums[0], unit_of(features, extremes)
     if n == 0:
-        raise TomoscaleError(
-            f"{features.who}: no voxel reaches the threshold {features.limit:g}; the highest value is {extremes[1]:g}"
-        )
+        raise TomoscaleError(f"{features.who}: no voxel reaches the threshold {features.limit:g}; lower it")
     if n < features.k:
         raise TomoscaleError(
             f"{features.who}: {n} voxels are left for {features.k} clusters; lower the threshold"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from tomoscale import blocks, cubes, kernels, passes
+from tomoscale import blocks, cubes, histogram, kernels, passes, regions
 from tomoscale.blocks import Field, Index, Window, spans
 from tomoscale.cubes import checked_volume
 from tomoscale.errors import TomoscaleError
@@ -17,6 +17,7 @@ from tomoscale.operation import operation
 from tomoscale.parameters import Volume, Width
 from tomoscale.progress import human_bytes
 from tomoscale.readings import AT_ONCE, Series
+from tomoscale.running import RunningSums
 from tomoscale.smooth import TRUNCATE
 
 Sigma1 = Annotated[float, Ge(0), Le(1000)]
@@ -84,13 +85,17 @@ def project(
     _check(who, image)
     if mode == "total":
         return Projected(_laid_out(image.shape[1:], _map_of(who, image, sigma), np.dtype("f4"), "map"))
-    return Projected(_running(who, image, sigma))
+    view = RunningSums(image, who, sigma)
+    made = cubes.each(view, cubes.cut(who, view, held=4, whole=(0,)), "f4", np.asarray)
+    blocks.state(made, image="volume")
+    return Projected(made)
 
 
 @operation("depth")
 def segment(
     image: Volume,
     *,
+    mode: Literal["total", "cumulative"] = "total",
     sigma: Sigma1 = 0.8,
     percentile: Percent = 75.0,
     threshold: float | None = None,
@@ -103,29 +108,33 @@ def segment(
     ----------
     image : (z, y, x)
         Grey values of any type.
+    mode
+        Regions of the map, the sum over all slices (`total`), or of the running sum, a volume (`cumulative`).
     sigma
-        Standard deviation in pixels of a Gaussian over the map; 0 for none.
+        Standard deviation in voxels of a Gaussian over the map; 0 for none.
     percentile
         Of the map: regions lie above.
     threshold
         A value of the map instead of a percentile.
     min_pixels
-        Smaller regions are left out.
+        Regions of fewer pixels, or voxels, are left out.
 
     Returns
     -------
     Regions
-        Lazy arrays `map` (y, x) float32; `labels` (y, x) uint32, 0 beside the regions; `threshold` (1,) float64;
-        and a lazy table with a row for each region: pixels, centroid, box, sum of the map.
+        Lazy arrays `map` (y, x) or (z, y, x) float32; `labels` of the same shape, uint32, 0 beside the regions;
+        `threshold` (1,) float64; and a lazy table with a row for each region: pixels, centroid, box, sum of the
+        map; or voxels, centroid and box.
 
     Raises
     ------
     TomoscaleError
-        Fewer than two slices; when it runs, NaN, or a map of one value.
+        Fewer than two slices, or whole columns that do not fit the memory; when it runs, NaN, a map of one value,
+        or nothing above the threshold.
 
     Notes
     -----
-    Regions are those of `scipy.ndimage.label`, with its numbers: four neighbours, by the first pixel.
+    Regions are those of `scipy.ndimage.label`, with its numbers: four neighbours (six in a volume), by the first one.
 
     Examples
     --------
@@ -138,10 +147,12 @@ def segment(
     """
     who = "depth.segment"
     _check(who, image)
+    if mode == "cumulative":
+        return _of_running_sums(who, image, sigma, percentile, threshold, min_pixels)
     whole = _map_of(who, image, sigma)
     level = passes.derive(functools.partial(_level, who, percentile, threshold), np.zeros(1), (whole,))
     like = np.zeros(image.shape[1:], np.uint32)
-    labels = passes.derive(functools.partial(_regions, min_pixels), like, (whole, level))
+    labels = passes.derive(functools.partial(_regions, who, min_pixels), like, (whole, level))
     size = image.shape[1:]
     return Regions(
         _laid_out(size, whole, np.dtype("f4"), "map"),
@@ -149,6 +160,20 @@ def segment(
         level,
         _table(whole, labels),
     )
+
+
+def _of_running_sums(
+    who: str, image: Any, sigma: float, percentile: float, threshold: float | None, min_pixels: int
+) -> Regions:
+    """Return the regions of the running sums: percentile, regions of blocks, labels, each from the source."""
+    view = RunningSums(image, who, sigma)
+    if threshold is None:
+        level = histogram.percentiles(who, view, (percentile,))
+    else:
+        level = passes.derive(functools.partial(np.full, 1, float(threshold)), np.zeros(1), ())
+    made, labels, table = regions.above(who, view, level, min_pixels)
+    blocks.state(made, image="volume")
+    return Regions(made, labels, level, table)
 
 
 def _check(who: str, image: Any) -> None:
@@ -200,21 +225,6 @@ def _laid_out(shape: tuple[int, ...], whole: Any, dtype: np.dtype, name: str) ->
     return blocks.map_blocks(cut_out, arguments, {name: field}, small=(whole,), scratch=scratch)[name]
 
 
-def _running(who: str, image: Any, sigma: float) -> Any:
-    reach = int(TRUNCATE * sigma + 0.5)
-    cut = cubes.cut(who, image, held=3 * 4, halo=(0, reach, reach), whole=(0,))
-    sums = functools.partial(running_sums, who, sigma)
-
-    def arguments(index: Index) -> tuple[Any, ...]:
-        window, grown = cut.window(index), cut.grown(index)
-        return cubes.inner(window, grown), grown, image.at(grown)
-
-    around = blocks.volume_of(cut.grown((0,) * 3))
-    made = blocks.map_blocks(sums, arguments, {"map": cut.field("f4")}, scratch=8 * around)["map"]
-    blocks.state(made, image="volume")
-    return made
-
-
 def _table(whole: Any, labels: Any) -> Any:
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
@@ -248,20 +258,6 @@ def smoothed_map(sigma: float, total: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE) if sigma else values
 
 
-def running_sums(
-    who: str, sigma: float, own: tuple[slice, ...], grown: Window, slices: np.ndarray
-) -> np.ndarray:
-    """Return the running sums of a block, smoothed with its halo."""
-    from scipy import ndimage
-
-    find_extremes(who, [(grown, slices)])  # type: ignore[arg-type]
-    out = np.empty(slices.shape, np.float32)
-    kernels.running_gradients(slices, out)
-    if sigma:
-        ndimage.gaussian_filter(out, sigma, output=out, truncate=TRUNCATE)
-    return out[own]
-
-
 def cut_out(window: Window, whole: np.ndarray) -> np.ndarray:
     """Return a window of a map."""
     return whole[window]
@@ -270,13 +266,18 @@ def cut_out(window: Window, whole: np.ndarray) -> np.ndarray:
 def _level(who: str, percentile: float, threshold: float | None, whole: np.ndarray) -> np.ndarray:
     if whole.min() == whole.max():
         raise TomoscaleError(f"{who}: the map is {whole.min():g} everywhere; nothing changes along z")
-    return np.array([np.percentile(whole, percentile) if threshold is None else threshold], np.float64)
+    # A list: for a number of Python's NumPy finds the place among float32 values in float32, off by some ranks.
+    return np.percentile(whole, [percentile]) if threshold is None else np.array([threshold], np.float64)
 
 
-def _regions(min_pixels: int, whole: np.ndarray, level: np.ndarray) -> np.ndarray:
+def _regions(who: str, min_pixels: int, whole: np.ndarray, level: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     labels, count = ndimage.label(whole > level[0])
+    if not count:
+        raise TomoscaleError(
+            f"{who}: no pixel of the map exceeds {level[0]:g}, the highest is {whole.max():g}; lower the threshold"
+        )
     keep = np.bincount(labels.ravel(), minlength=count + 1) >= max(1, min_pixels)
     keep[0] = False
     return (np.cumsum(keep) * keep)[labels].astype(np.uint32)

@@ -131,7 +131,11 @@ def segment(
 
 def _by_place(view: Any, how: Features, initial: Any, most_iterations: int) -> Clustered:
     """Survey, then one pass for each iteration until the centres settle, then the labels."""
-    extremes = histogram.extremes(how.who, view)
+    if how.is_integer and view.dtype.itemsize <= 4:
+        # Only floating-point intensities need them, to become integers: a pass less.
+        extremes = passes.derive(functools.partial(np.zeros, 2), np.zeros(2), ())
+    else:
+        extremes = histogram.extremes(how.who, view)
     like = clusters.packed(np.zeros((9, clusters.DIGITS), np.int64), np.zeros((clusters.SAMPLE, 3), np.int64))
     survey = passes.fold(
         view, functools.partial(clusters.survey, how), like, combine=clusters.merged, small=(extremes,)

@@ -6,12 +6,11 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 
 from tomoscale.blocks import MIB, Window, spans
-from tomoscale.progress import Progress
+from tomoscale.readings import in_threads
 from tomoscale.store import Volume
 
 WINDOW_BYTES = 16 * MIB
@@ -127,17 +126,7 @@ def of(frames: Volume, labels: Volume, *, title: str = "overview", quiet: bool =
     def read(window: Window) -> None:
         found.add(window, frames.read(window), labels.read(window))
 
-    with (
-        ThreadPoolExecutor(THREADS, thread_name_prefix="tomoscale-overview") as pool,
-        Progress(title, len(windows), quiet=quiet) as progress,
-    ):
-        try:
-            for done in as_completed([pool.submit(read, w) for w in windows]):
-                done.result()
-                progress.advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    in_threads(read, windows, threads=THREADS, title=title, quiet=quiet)
     return found
 
 

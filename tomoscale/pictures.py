@@ -53,8 +53,8 @@ class Panel:
         Values.
     low, high : float
         Ends of the scale.
-    colours : str
-        Colour map.
+    colours : str or sequence of str
+        Colour map; or one colour for each of the numbers from 0 on, of an image of classes.
     unit : str
         Label of the colour bar.
     asinh : float
@@ -71,7 +71,7 @@ class Panel:
     image: np.ndarray
     low: float
     high: float
-    colours: str = COUNTS
+    colours: str | Sequence[str] = COUNTS
     unit: str = "counts"
     asinh: float = 0.0
     axes: tuple[str, str] = ("row", "column")
@@ -170,14 +170,14 @@ def _dots(inches: float) -> float:
 
 def draw_image(axes: Axes, panel: Panel) -> None:
     """Draw an image with its scale into axes, stretched to fill them."""
-    from matplotlib.colors import AsinhNorm, Normalize
+    from matplotlib.colors import AsinhNorm, ListedColormap, Normalize
 
     image, n = reduced(panel.image, "mean" if panel.axes[0] in "zyx" else "maximum")
     rows, columns = panel.shape or panel.image.shape
     norm = AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
     drawn = axes.imshow(
         image,
-        cmap=panel.colours,
+        cmap=panel.colours if isinstance(panel.colours, str) else ListedColormap(panel.colours),
         norm=norm,
         interpolation="nearest" if n > 1 or columns > 300 else "none",
         extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
@@ -202,6 +202,9 @@ def _colour_bar(axes: Axes, drawn: Any, panel: Panel) -> None:
     bar.outline.set_linewidth(0.6)
     if panel.asinh:
         _decades(bar, panel)
+    elif not isinstance(panel.colours, str):
+        bar.set_ticks(range(0, len(panel.colours), math.ceil(len(panel.colours) / 12)))
+        bar.ax.minorticks_off()
 
 
 def _decades(bar: Any, panel: Panel) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tomoscale import outlines, pictures
 from tomoscale.pictures import BLUE, ORANGE, WIDTH, Panel
+from tomoscale.store import Volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ N_BINS = 40
 @dataclass(frozen=True)
 class Distribution:
     """
-    One quantity of many blobs.
+    One quantity of many blobs, or pixels.
 
     Parameters
     ----------
@@ -34,6 +35,8 @@ class Distribution:
         The same of those that were rejected.
     limits : sequence of (float, str)
         Values to mark, with their names.
+    of : str
+        What is counted.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Distribution:
     values: np.ndarray
     others: np.ndarray | None = None
     limits: Sequence[tuple[float, str]] = ()
+    of: str = "blobs"
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,18 @@ class Thumbnail:
     high: float
     labels: np.ndarray | None = None
     box: tuple[int, int, int, int] | None = None
+
+
+def slices_of(volume: Volume) -> list[tuple[str, np.ndarray, tuple[str, str]]]:
+    """Return title, values and axes of the middle slices along z, y and x."""
+    found = []
+    for axis, name in enumerate("zyx"):
+        middle = volume.shape[axis] // 2
+        window = [slice(0, n) for n in volume.shape]
+        window[axis] = slice(middle, middle + 1)
+        across, along = (n for n in "zyx" if n != name)
+        found.append((f"{name} = {middle}", volume.read(tuple(window)).squeeze(axis), (across, along)))
+    return found
 
 
 def curves(
@@ -183,7 +199,7 @@ def _distribution(axes: Axes, one: Distribution) -> None:
     axes.set_ylim(0, max(1.0, 1.12 * counts.max(initial=0)))
     axes.set_title(one.name)
     axes.set_xlabel(one.unit)
-    axes.set_ylabel("blobs per bin")
+    axes.set_ylabel(f"{one.of} per bin")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.grid(visible=True)
     axes.set_axisbelow(True)

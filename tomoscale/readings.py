@@ -1,8 +1,9 @@
-"""Windows of a volume, read one after the other."""
+"""Windows of a volume, read one after the other, or by some threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tomoscale import blocks
 from tomoscale.blocks import MIB, Piece, Window
+from tomoscale.progress import Progress
 
 AT_ONCE = 32 * MIB
 """Bytes that a pass reads at a time."""
@@ -60,3 +62,43 @@ def readings(volume: Any, within: Window | None = None) -> list[Window]:
         axes.append([slice(a, b) for a, b in zip(starts, [*starts[1:], inside.stop], strict=True)])
     grid = np.ndindex(*map(len, axes))
     return [tuple(a[i] for a, i in zip(axes, index, strict=True)) for index in grid]
+
+
+def in_threads(
+    function: Callable[[Window], None],
+    windows: Sequence[Window],
+    *,
+    threads: int,
+    title: str,
+    quiet: bool,
+    window_bytes: float = 0,
+) -> None:
+    """
+    Read windows in some threads of this process; the first error stops them.
+
+    Parameters
+    ----------
+    function : callable
+        Reads a window and keeps what it finds.
+    windows : sequence of tuple of slice
+        In the order in which they are begun.
+    threads : int
+        How many.
+    title : str
+        What the progress is called.
+    quiet : bool
+        Show no progress.
+    window_bytes : float
+        Of one window on average, for the progress.
+    """
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="tomoscale-reading") as pool,
+        Progress(title, len(windows), block_bytes=window_bytes, quiet=quiet) as progress,
+    ):
+        try:
+            for done in as_completed([pool.submit(function, w) for w in windows]):
+                done.result()
+                progress.advance()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

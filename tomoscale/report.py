@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tomoscale import blob_page, info, page, pictures, plots, store
+from tomoscale import blob_page, class_page, depth_page, info, page, pictures, plots, store
 from tomoscale._version import __version__
 from tomoscale.errors import TomoscaleError, bad_input
 from tomoscale.operation import command
@@ -32,8 +32,9 @@ def make(
 
     Of cleaned frames it shows the frame with the strongest signal before and after, on the same scale, and the
     background there; of every scan the level over omega, the maximum projection and the histogram; of a
-    volume its middle slices; of blobs their outlines on the frames and over the rotation, how large and how bright
-    they are, the brightest ones, and what was rejected.
+    volume its middle slices; of classes and clusters the slices beside those of the volume, its histogram by class
+    with thresholds or centres; of a depth map its regions; of blobs their outlines on the frames and over the
+    rotation, how large and how bright they are, the brightest ones, and what was rejected.
 
     Parameters
     ----------
@@ -57,15 +58,19 @@ def make(
         A result that is not complete, one that has not three axes, or a folder with a page of another making.
     """
     volume = store.open_volume(path)
-    if volume.ndim != 3:
-        raise TomoscaleError(
-            f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes"
-        )
     with bad_input():
         shown = Shown(volume, sampled, quiet)
         folder = output or shown.name_beside("-report")
-        if blob_page.is_of_blobs(shown):
+        if depth_page.is_of_depth(shown):
+            lead, figures, sections = depth_page.made(shown)
+        elif volume.ndim != 3:
+            raise TomoscaleError(
+                f"report: {path} has shape {volume.shape}; expected a scan or a volume of three axes"
+            )
+        elif blob_page.is_of_blobs(shown):
             lead, figures, sections = blob_page.made(shown)
+        elif class_page.is_of_classes(shown):
+            lead, figures, sections = class_page.made(shown)
         else:
             lead, figures, sections = *_lead(shown), _scan(shown) if shown.is_scan else _volume(shown)
         sections += _facts(shown)
@@ -216,19 +221,9 @@ def _projection(shown: Shown) -> list[Section]:
 
 def _volume(shown: Shown) -> list[Section]:
     """Show the middle slices along the three axes."""
-    volume = shown.volume
-    middle = [n // 2 for n in volume.shape]
-    planes = []
-    for axis, name in enumerate("zyx"):
-        window = [slice(0, n) for n in volume.shape]
-        window[axis] = slice(middle[axis], middle[axis] + 1)
-        others = tuple(n for n in "zyx" if n != name)
-        planes.append((f"{name} = {middle[axis]}", volume.read(tuple(window)).squeeze(axis), others))
+    planes = plots.slices_of(shown.volume)
     low, high = pictures.limits(*(p for _, p, _ in planes), low=0.2)
-    panels = [
-        Panel(t, p, low, high, "gray", "value", axes=(o[0], o[1]), bar=p is planes[-1][1])
-        for t, p, o in planes
-    ]
+    panels = [Panel(t, p, low, high, "gray", "value", axes=o, bar=p is planes[-1][1]) for t, p, o in planes]
     png = pictures.png(pictures.images(panels, 3))
     caption = "One scale for all. " + pictures.shrunk(planes[0][1], "mean")
     picture = Picture("slices", png, "Slices through the middle along z, y and x", caption)

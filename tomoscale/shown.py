@@ -17,7 +17,7 @@ from tomoscale.record import images_of
 from tomoscale.store import StoredVolume, Volume
 from tomoscale.survey import Survey
 
-MEANT = ("", "frames", "volume", "labels")
+MEANT = ("", "frames", "volume", "map", "labels")
 """Arrays that are meant when none is named."""
 DARK_BYTES = 64 * MIB
 """Read at a time of a stack of dark frames."""
@@ -154,16 +154,17 @@ class Shown:
 
     @cached_property
     def made_from(self) -> tuple[Volume | None, str]:
-        """The frames that the result was made from, or why they cannot be shown."""
-        source = self.step.get("inputs", {}).get("frames", {})
+        """The frames, or the volume, that the result was made from, or why they cannot be shown."""
+        inputs = self.step.get("inputs", {})
+        source = inputs.get("frames", inputs.get("image", {}))
         if "path" not in source:
-            return None, "The frames before were an array in memory: they cannot be shown."
+            return None, "The input was an array in memory, so it is not shown."
         try:
             found = self._input(source)
         except TomoscaleError as error:
-            return None, f"The input is gone, so the frames before are not shown: {error}"
+            return None, f"The input is gone, so it is not shown: {error}"
         if found is None:
-            return None, f"The input {source['path']} has changed since, so the frames before are not shown."
+            return None, f"The input {source['path']} has changed since, so it is not shown."
         return found, ""
 
     def _input(self, source: dict[str, Any]) -> Volume | None:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale import blocks, cubes, volume
-from tomoscale.blocks import Piece, Window, grow
+from tomoscale import blocks, cubes
+from tomoscale.blocks import Window, grow
 from tomoscale.cubes import Cubes, checked_volume, inner
+from tomoscale.derived import Derived
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
 from tomoscale.parameters import Sigma, Volume
@@ -81,23 +82,10 @@ def _scratch(view: Any, blocks_of: Cubes) -> int:
 
 
 @dataclass(frozen=True, repr=False)
-class SmoothedVolume(volume.Volume):
+class SmoothedVolume(Derived):
     """A volume that is smoothed when it is read: a window is read with its halo, smoothed and cut."""
 
-    inner: Any
     sigma: tuple[float, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.inner.shape
-
-    @property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
-        return np.dtype(np.float32)
-
-    @property
-    def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
-        return self.inner.chunks
 
     @property
     def halo(self) -> tuple[int, ...]:
@@ -105,53 +93,21 @@ class SmoothedVolume(volume.Volume):
         return tuple(int(TRUNCATE * s + 0.5) for s in self.sigma)
 
     def grown(self, window: Window) -> Window:
-        """Return a window with its halo, cut to the volume."""
         return tuple(grow(s, h, n) for s, h, n in zip(window, self.halo, self.shape, strict=True))
 
     def working_bytes(self, window: Window) -> int:
-        """Return the bytes held while a window is read: with its halo raw, as float32, and filtered."""
+        """Return the bytes of a window with its halo: raw, as float32, and filtered."""
         around = math.prod(w.stop - w.start + 2 * h for w, h in zip(window, self.halo, strict=True))
         return around * (self.inner.dtype.itemsize + 2 * 4)
 
-    def read(self, window: Window) -> np.ndarray:
-        return filtered(self.inner.read(self.grown(window)), self, window)
+    def computed(self, values: np.ndarray, window: Window) -> np.ndarray:
+        from scipy import ndimage
 
-    def at(self, window: Window) -> Piece:
-        return Piece(_Around(self.inner.at(self.grown(window)), self.shape, self.sigma, self.chunks), window)
-
-    def identity(self) -> dict[str, Any]:
-        return self.inner.identity()
-
-    def history(self) -> list[dict[str, Any]]:
-        return self.inner.history()
-
-
-@dataclass(frozen=True)
-class _Around:
-    """What travels to a task: the window with its halo."""
-
-    piece: Piece
-    shape: tuple[int, ...]
-    sigma: tuple[float, ...]
-    chunks: tuple[int, ...]
-    dtype: np.dtype = np.dtype(np.float32)  # noqa: RUF009
-
-    def read(self, window: Window) -> np.ndarray:
-        whole = SmoothedVolume(self, self.sigma)
-        return filtered(self.piece.load(), whole, window)
-
-    def at(self, window: Window) -> Piece:
-        return Piece(self, window)
-
-
-def filtered(around: np.ndarray, view: SmoothedVolume, window: Window) -> np.ndarray:
-    """Smooth a window that was read with its halo; SciPy mirrors where the volume ends."""
-    from scipy import ndimage
-
-    values = around.astype(np.float32)
-    # Axes one after the other, as SciPy does it for the whole volume: every line sees the same samples.
-    ndimage.gaussian_filter(values, view.sigma, output=values, mode="reflect", truncate=TRUNCATE)
-    return values[inner(window, view.grown(window))]
+        around = values.astype(np.float32)
+        # Axes one after the other, as SciPy does it for the whole volume: every line sees the same samples, and SciPy
+        # mirrors where the volume ends.
+        ndimage.gaussian_filter(around, self.sigma, output=around, mode="reflect", truncate=TRUNCATE)
+        return around[inner(window, self.grown(window))]
 
 
 def smoothed(image: Any, sigma: Sequence[float]) -> Any:

@@ -82,8 +82,8 @@ def open_volume(path: str | Path, *, allow_incomplete: bool = False) -> StoredVo
     Parameters
     ----------
     path : str or Path
-        An array; or a group, of which the first OME-Zarr image is meant, else its array `frames` or
-        `volume`; or `group.zarr/name`.
+        An array; or a group, of which the first OME-Zarr image is meant, else its array `frames`, `volume` or
+        `map`; or `group.zarr/name`.
     allow_incomplete : bool
         Open a tomoscale result although its run is not finished; blocks not yet written raise when read.
 
@@ -124,13 +124,13 @@ def _array_of_group(path: Path) -> str:
         name = None
     if record.is_inside(name) and metadata.node_type(path / name) == "array":
         return str(name)
-    for name in ("frames", "volume"):
+    for name in ("frames", "volume", "map"):
         if metadata.node_type(path / name) == "array":
             return name
     names = arrays_of(path)
     listed = ", ".join(names) if names else "none"
     raise TomoscaleError(
-        f"{path}: a group without `frames` or `volume`; address one of its arrays ({listed})"
+        f"{path}: a group without `frames`, `volume` or `map`; address one of its arrays ({listed})"
     )
 
 

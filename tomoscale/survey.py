@@ -6,14 +6,13 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tomoscale.blocks import MIB, Window, shape_of, spans
-from tomoscale.progress import Progress
+from tomoscale.readings import in_threads
 from tomoscale.store import Volume
 
 N_BINS = 2**16
@@ -109,22 +108,9 @@ def of(volume: Volume, *, sampled: bool = False, title: str = "survey", quiet: b
     Survey
         What was found. Memory is that of a few windows and, per thread, one frame.
     """
-    low, width, threshold = _bins(volume)
-    windows = list(_samples(volume, SAMPLED_CHUNKS) if sampled else _windows(volume))
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    low, width, threshold = bins_of(volume)
     reading = _Reading(volume, low, width, threshold)
-    block_bytes = sum(math.prod(shape_of(w)) for w in windows) * volume.dtype.itemsize / len(windows)
-    with (
-        ThreadPoolExecutor(threads, thread_name_prefix="tomoscale-survey") as pool,
-        Progress(title, len(windows), block_bytes=block_bytes, quiet=quiet) as progress,
-    ):
-        try:
-            for done in as_completed([pool.submit(reading.add, w) for w in windows]):
-                done.result()
-                progress.advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    windows = read_in_threads(volume, reading.add, sampled=sampled, title=title, quiet=quiet)
     return reading.joined(windows, projection=not sampled)
 
 
@@ -199,6 +185,37 @@ class _Reading:
 # ---------------------------------------------------------------- what is read
 
 
+def read_in_threads(
+    volume: Volume, function: Callable[[Window], None], *, sampled: bool, title: str, quiet: bool
+) -> list[Window]:
+    """
+    Call a function for all windows of an array, or for those of a sample, in a few threads.
+
+    Parameters
+    ----------
+    volume : Volume
+        Three axes.
+    function : callable
+        Reads a window and keeps what it finds.
+    sampled : bool
+        Up to 128 chunks, spread evenly, instead of all.
+    title : str
+        What the progress is called.
+    quiet : bool
+        Show no progress.
+
+    Returns
+    -------
+    list of tuple of slice
+        The windows.
+    """
+    windows = list(_samples(volume, SAMPLED_CHUNKS) if sampled else _windows(volume))
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+    window_bytes = sum(math.prod(shape_of(w)) for w in windows) * volume.dtype.itemsize / len(windows)
+    in_threads(function, windows, threads=threads, title=title, quiet=quiet, window_bytes=window_bytes)
+    return windows
+
+
 def _windows(volume: Volume) -> Iterator[Window]:
     """Cut an array into windows of whole chunks, frames first: a few chunks of the same pixels follow each other."""
     allowed = max(1, WINDOW_BYTES // volume.dtype.itemsize)
@@ -223,8 +240,22 @@ def _samples(volume: Volume, most: int) -> Iterator[Window]:
         yield grid[0][frame], *pixels[pixel]
 
 
-def _bins(volume: Volume) -> tuple[float, float, float]:
-    """Return lower edge and width of the bins, and the threshold of signal, from a sample."""
+def bins_of(volume: Volume) -> tuple[float, float, float]:
+    """
+    Return lower edge and width of the 65,536 bins of a histogram, and a threshold of signal, from a sample.
+
+    Parameters
+    ----------
+    volume : Volume
+        Three axes.
+
+    Returns
+    -------
+    low, width : float
+        One bin for each value of 8 and 16 bits; else they go over five times the range of the sample.
+    threshold : float
+        The 99.9th percentile of the sample.
+    """
     parts = []
     for window in _samples(volume, 24):
         block = volume.read(window)

@@ -155,19 +155,19 @@ def confusion_of(found: Any, true: Any, mask: Any = None) -> np.ndarray:
     parts: list[tuple[slice, np.ndarray]] = []
     for window in readings(found):
         labels, truth = found.read(window), true.read(window)
+        top = 0
         for name, values in (("the result", labels), ("the truth", truth)):
             low, high = int(values.min()), int(values.max())
             if low < 0 or high >= MOST_CLASSES:
                 raise TomoscaleError(
                     f"evaluate.compare: labels of {name} reach from {low} to {high}; expected 0 to {MOST_CLASSES - 1}"
                 )
-            highest = max(highest, high)
-        counts = np.zeros((len(labels), MOST_CLASSES, MOST_CLASSES), np.int64)
+            top = max(top, high)
+        counts = np.zeros((len(labels), top + 1, top + 1), np.int64)
         counted = np.ones((1, 1, 1), np.uint8) if mask is None else (mask.read(window) != 0).astype(np.uint8)
         kernels.confusion(truth.astype(np.uint8), labels.astype(np.uint8), counted, counts)
-        used = np.flatnonzero(counts.any(axis=(0, 1)) | counts.any(axis=(0, 2)))
-        top = int(used[-1]) + 1 if used.size else 1
-        parts.append((window[0], counts[:, :top, :top].copy()))
+        highest = max(highest, top)
+        parts.append((window[0], counts))
     total = np.zeros((found.shape[0], highest + 1, highest + 1), np.int64)
     for z, counts in parts:
         n = counts.shape[1]

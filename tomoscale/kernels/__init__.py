@@ -13,6 +13,7 @@ from typing import Any
 _HOME = {
     "add_gradients": "_depth",
     "bin_counts": "_histograms",
+    "class_counts": "_histograms",
     "classes_of": "_histograms",
     "grey_bins": "_clahe",
     "interpolated": "_clahe",

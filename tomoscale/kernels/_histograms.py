@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled, inlined
 
+MOST_COUNTED = 2**31
+"""Values after which counters of 32 bits are emptied."""
+
 
 def value_counts(values: NDArray, counts: NDArray[np.int64]) -> None:
     """
@@ -21,11 +24,16 @@ def value_counts(values: NDArray, counts: NDArray[np.int64]) -> None:
         Counts by value, beginning with the lowest of the type; changed in place.
     """
     flat = plain(values).reshape(-1)
-    if flat.dtype.kind == "i":
-        flat = flat.view(flat.dtype.name.replace("int", "uint"))
-        _count(flat, 1 << (8 * flat.itemsize - 1), counts)
-    else:
-        _count(flat, 0, counts)
+    flat = flat.view(f"u{flat.itemsize}")
+    count = _count_bytes if flat.itemsize == 1 else _count_pairs
+    # Signed values in the order of their bits begin in the middle.
+    shift = counts.size // 2 if values.dtype.kind == "i" else 0
+    for begin in range(0, flat.size, MOST_COUNTED):
+        part = flat[begin : begin + MOST_COUNTED]
+        whole = part.size // 8 * 8
+        table = np.bincount(part[whole:], minlength=counts.size).astype(np.uint32)
+        count(part[:whole].view(np.uint64), table)
+        counts += np.roll(table, shift)
 
 
 def bin_counts(values: NDArray, edges: NDArray, counts: NDArray[np.int64]) -> None:
@@ -64,25 +72,49 @@ def classes_of(values: NDArray, thresholds: NDArray, out: NDArray[np.uint8]) -> 
     return out
 
 
+def class_counts(
+    values: NDArray, classes: NDArray[np.uint8], low: float, width: float, counts: NDArray[np.int64]
+) -> None:
+    """
+    Add the number of voxels of every class in every bin to counts.
+
+    Parameters
+    ----------
+    values : any shape
+        Numbers; NaN count nowhere.
+    classes : as values
+        The class of every voxel.
+    low, width : float
+        Lower edge of the first bin, and width of all.
+    counts : (class, bin)
+        Changed in place; the outermost bins also hold what lies outside.
+    """
+    _count_classes(plain(values).reshape(-1), plain(classes).reshape(-1), low, 1 / width, counts)
+
+
+# Eight bytes are read at a time: one value at a time, reading is half of the work (two noisy phases, 1.2 -> 2.3
+# Gvoxel/s). Several tables in turn, so that equal neighbours need not wait for each other, gain nothing on a processor
+# that renames memory (AMD's since 2019), and crowd the cache: four of 65,536 counters are a megabyte (1.6 Gvoxel/s).
+
+
 @compiled
-def _count(values, flip, counts):  # type: ignore[no-untyped-def]
-    # Four tables in turn: in a constant region one would wait for its own last increment, 4 to 5 cycles each.
-    size = counts.size
-    tables = np.zeros((4, size), np.uint32)
-    whole = values.size // 4 * 4
-    step = 2**32 - 4
-    for begin in range(0, whole, step):
-        for i in range(begin, min(begin + step, whole), 4):
-            tables[0, values[i]] += np.uint32(1)
-            tables[1, values[i + 1]] += np.uint32(1)
-            tables[2, values[i + 2]] += np.uint32(1)
-            tables[3, values[i + 3]] += np.uint32(1)
-        for v in range(size):
-            total = np.int64(tables[0, v]) + tables[1, v] + tables[2, v] + tables[3, v]
-            counts[v ^ flip] += total
-        tables[:] = 0
-    for i in range(whole, values.size):
-        counts[np.int64(values[i]) ^ flip] += 1
+def _count_pairs(words, table):  # type: ignore[no-untyped-def]
+    low, one = np.uint64(0xFFFF), np.uint32(1)
+    for i in range(words.size):
+        four = words[i]
+        table[four & low] += one
+        table[(four >> np.uint64(16)) & low] += one
+        table[(four >> np.uint64(32)) & low] += one
+        table[four >> np.uint64(48)] += one
+
+
+@compiled
+def _count_bytes(words, table):  # type: ignore[no-untyped-def]
+    low, one = np.uint64(0xFF), np.uint32(1)
+    for i in range(words.size):
+        eight = words[i]
+        for k in range(8):
+            table[(eight >> np.uint64(8 * k)) & low] += one
 
 
 @compiled
@@ -100,6 +132,15 @@ def _count_bins(values, edges, counts):  # type: ignore[no-untyped-def]
         table[i & 3, b] += 1
     for b in range(n):
         counts[b] += table[0, b] + table[1, b] + table[2, b] + table[3, b]
+
+
+@compiled
+def _count_classes(values, classes, low, scale, counts):  # type: ignore[no-untyped-def]
+    last = counts.shape[1] - 1
+    for i in range(values.size):
+        place = (np.float64(values[i]) - low) * scale
+        if place == place:
+            counts[classes[i], np.int64(min(max(place, 0.0), last))] += 1
 
 
 @inlined

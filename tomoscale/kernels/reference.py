@@ -64,6 +64,11 @@ def bin_counts(values: NDArray, edges: NDArray) -> NDArray[np.int64]:
     return np.histogram(values, edges)[0]
 
 
+def class_counts(values: NDArray, classes: NDArray, n_classes: int, edges: NDArray) -> NDArray[np.int64]:
+    """Histogram of the values of every class."""
+    return np.stack([np.histogram(values[classes == c], edges)[0] for c in range(n_classes)])
+
+
 def classes_of(values: NDArray, thresholds: NDArray) -> NDArray[np.uint8]:
     """How many thresholds lie below a value."""
     return np.digitize(values, thresholds, right=True).astype(np.uint8)

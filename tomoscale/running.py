@@ -1,0 +1,59 @@
+"""Running sums of the gradient along z as a volume: computed for whole columns of voxels when it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tomoscale import kernels
+from tomoscale.blocks import Window, grow, volume_of
+from tomoscale.cubes import inner
+from tomoscale.derived import Derived
+from tomoscale.histogram import find_extremes
+from tomoscale.smooth import TRUNCATE
+
+
+@dataclass(frozen=True, repr=False)
+class RunningSums(Derived):
+    """
+    Sums of |gradient along z| up to every slice, smoothed.
+
+    Parameters
+    ----------
+    inner : Volume
+        Grey values.
+    who : str
+        The operation, for errors.
+    sigma : float
+        Standard deviation of the Gaussian in voxels; 0 for none.
+    """
+
+    who: str
+    sigma: float
+
+    @property
+    def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
+        # Every slice needs all those below: columns that are cut along z would be read again and again.
+        return (self.inner.shape[0], *self.inner.chunks[1:])
+
+    def grown(self, window: Window) -> Window:
+        reach = int(TRUNCATE * self.sigma + 0.5)
+        rows, columns = (grow(w, reach, n) for w, n in zip(window[1:], self.shape[1:], strict=True))
+        return slice(0, self.shape[0]), rows, columns
+
+    def working_bytes(self, window: Window) -> int:
+        """Return the bytes of whole columns with their halo: raw, summed and filtered, and one map of sums."""
+        around = self.grown(window)
+        return volume_of(around) * (self.inner.dtype.itemsize + 2 * 4) + 8 * volume_of(around[1:])
+
+    def computed(self, values: np.ndarray, window: Window) -> np.ndarray:
+        from scipy import ndimage
+
+        grown = self.grown(window)
+        find_extremes(self.who, [(grown, values)])  # type: ignore[arg-type]
+        out = np.empty(values.shape, np.float32)
+        kernels.running_gradients(values, out)
+        if self.sigma:
+            ndimage.gaussian_filter(out, self.sigma, output=out, truncate=TRUNCATE)
+        return out[inner(window, grown)]
