@@ -72,10 +72,9 @@ class Budget(NamedTuple):
         """Count the bytes of a block in all."""
         size = self.volume.dtype.itemsize
         each = 2 * self.model.outputs if self.how.probabilities else 1
-        decoded = math.prod(self.volume.chunks) * size + each * math.prod(block)
-        return (
-            math.prod(window) * size + each * math.prod(block) + decoded + self.scratch(window, block, batch)
-        )
+        read = (math.prod(window) + math.prod(self.volume.chunks)) * size
+        written = 2 * each * math.prod(block)
+        return read + written + max(read, written) + self.scratch(window, block, batch)
 
     def batch(self, tiles: Tiles) -> int:
         """Return how many slices go through the network together."""

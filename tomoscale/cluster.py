@@ -64,25 +64,34 @@ class Connection:
     Parameters
     ----------
     start : callable
-        Starts the workers, and puts what will stop them on a stack.
+        Starts the workers with so many times their threads, and puts what will stop them on a stack.
     workers, threads : int
-        Worker processes, and threads of each.
+        Worker processes, and threads of each that compute at a time.
     memory : int
         Bytes that one worker may use.
     where : str
         For people: what it is.
     """
 
-    start: Callable[[ExitStack], Started]
+    start: Callable[[ExitStack, int], Started]
     workers: int
     threads: int
     memory: int
     where: str
     _stack: ExitStack = field(default_factory=ExitStack)
+    _lanes: int = 1
 
     @functools.cached_property
     def _started(self) -> Started:
-        return self.start(self._stack)
+        return self.start(self._stack, self._lanes)
+
+    def overlap(self) -> None:
+        """
+        Give every thread a second one that reads and writes meanwhile, where workers are still to be started.
+
+        Workers that run already, those of another's Dask cluster say, do one after the other.
+        """
+        self._lanes = 2
 
     @property
     def executor(self) -> Executor:
@@ -176,13 +185,19 @@ def _connection(
     if scheduler == "threads":
         count = threads or workers or _cores()
         where = f"{count} thread{'s' * (count > 1)} of this process"
-        return Connection(lambda stack: _threads(stack, count), 1, count, memory or machine_memory(), where)
+        return Connection(
+            lambda stack, lanes: _threads(stack, lanes * count), 1, count, memory or machine_memory(), where
+        )
     if scheduler == "local":
         workers, threads = workers or _cores(), threads or 1
         each = memory or machine_memory() // workers
         where = f"{workers} local worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
         return Connection(
-            lambda stack: _local(stack, workers, threads, each, access), workers, threads, each, where
+            lambda stack, lanes: _local(stack, workers, lanes * threads, each, access),
+            workers,
+            threads,
+            each,
+            where,
         )
     if "://" in scheduler:
         given = {"--workers": workers, "--threads": threads, "--memory": memory}
@@ -278,7 +293,7 @@ def of_client(client: Any) -> Connection:
     threads = max(w["nthreads"] for w in found)
     memory = min((w["memory_limit"] or machine_memory()) for w in found)
     where = f"{len(found)} workers of {threads} threads at {client.scheduler.address}"
-    return Connection(lambda stack: _of(client), len(found), threads, int(memory), where)
+    return Connection(lambda stack, _: _of(client), len(found), threads, int(memory), where)
 
 
 def _cause(error: BaseException) -> str:

@@ -184,7 +184,9 @@ def _segment_all(
         n = model.outputs
         field = Field(np.dtype("f2"), ((n,), *lengths), (1, *tiles.stored))
     scratch = budget.scratch(tiles.largest, tiles.block, how.batch)
-    return blocks.map_blocks(_segment, arguments, {"made": field}, small=small, scratch=scratch)["made"]
+    return blocks.map_blocks(
+        _segment, arguments, {"made": field}, small=small, scratch=scratch, overlaps=True
+    )["made"]
 
 
 def _segment(
