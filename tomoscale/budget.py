@@ -58,7 +58,9 @@ class Budget(NamedTuple):
         """Count what a block holds beside input and output: scaled, mirrored, its features, its logits."""
         tile = 3 * 4 * math.prod(window)
         logits = (3 if self.how.flips != "none" else 2) * 4 * self.model.outputs * math.prod(block)
-        return tile + logits + (self.forward(window, batch) if self.device_bytes is None else LIBRARY_BYTES)
+        return (
+            LIBRARY_BYTES + tile + logits + (self.forward(window, batch) if self.device_bytes is None else 0)
+        )
 
     def fits(self, window: tuple[int, ...], block: tuple[int, ...], batch: int = 1) -> bool:
         """Tell whether a block may be so large."""
@@ -66,7 +68,7 @@ class Budget(NamedTuple):
             return False
         if self.device_bytes is not None and self.forward(window, batch) > DEVICE_SHARE * self.device_bytes:
             return False
-        return self.block(window, block, batch) <= blocks.resources().block_bytes
+        return self.block(window, block, batch) <= blocks.resources().most_bytes
 
     def block(self, window: Sequence[int], block: Sequence[int], batch: int = 1) -> int:
         """Count the bytes of a block in all."""

@@ -21,6 +21,8 @@ WORKER_ENVIRONMENT = {
     # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
+    # Every arena keeps what was given back to it: with one for all threads a worker of `predict` took 792 MB, not 927.
+    "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -115,13 +117,18 @@ class Connection:
     @property
     def block_bytes(self) -> int:
         """What one block may cost so that all threads of a worker fit, and a worker stays small anyway."""
+        return min(self.most_block_bytes, MOST_BLOCK_BYTES)
+
+    @property
+    def most_block_bytes(self) -> int:
+        """What one block may cost so that all threads of a worker fit."""
         fits = (USABLE * self.memory - BASE_BYTES) / BLOCK_FACTOR / self.threads
         if fits <= 0:
             raise TomoscaleError(
                 f"{human_bytes(self.memory)} per worker do not hold the libraries ({human_bytes(BASE_BYTES)}) and a "
                 "block; give --memory 500MB at least, or fewer --workers"
             )
-        return int(min(fits, MOST_BLOCK_BYTES))
+        return int(fits)
 
     def close(self) -> None:
         """Stop what was started."""

@@ -144,7 +144,13 @@ def _stamp(result: Any, origin: Origin) -> None:
         stated = blocks.facts(array)
         known = replace(origin, **{n: stated[n] for n in ("inputs", "history") if n in stated})
         beside = {n: i for n, i in stated.get("beside", {}).items() if n not in known.inputs}
-        known = replace(known, inputs={**known.inputs, **beside})
+        # What has a path is a parameter too; what has none, a network in memory say, is known by its identity alone.
+        parameters = {
+            n: beside[n]["path"] if n in beside else v
+            for n, v in known.parameters.items()
+            if "path" in beside.get(n, {"path": None})
+        }
+        known = replace(known, parameters=parameters, inputs={**known.inputs, **beside})
         blocks.state(array, origin=known)
 
 
