@@ -1,15 +1,17 @@
 """
 A network over a volume in tiles, held against the same network over the whole volume: error and time.
 
-`python benchmarks/bench_predict.py` prints one table, with MONAI's sliding window (if it is installed) on the same
-network; `asv run --bench Predict` follows ours over the commits. Errors are the largest of a logit, in standard
-deviations of the logits; labels are those that change sides.
+`python benchmarks/bench_predict.py` prints the tables, with MONAI's sliding window (extra `bench`) on the same network,
+and a whole run beside the network alone; `asv run --bench Predict` follows ours over the commits. Errors are the
+largest of a logit, in standard deviations of the logits; labels are those that change sides.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tomoscale import blocks, predict, store
+from tomoscale import blocks, cluster, predict, run, store
 from tomoscale.learn import forward, networks
 
 SHAPE = (24, 192, 192)
@@ -131,28 +133,39 @@ def main() -> None:
             error = np.abs(found - reference).max() / reference.std()
             changed = ((found > 0) != (reference > 0)).mean()
             print(f"{name:40}{seconds:10.1f}{error:14.1e}{changed:10.3%}", flush=True)
-    network, volume = network_and_volume()
-    print(f"\nshare of the time that is the forward pass: {forward_share(network, volume):.0%}")
+    print(f"\n{'3d-small, whole run':40}{'seconds':>10}{'share':>10}")
+    for name, seconds, share in whole_run(network_and_volume()[0]):
+        print(f"{name:40}{seconds:10.1f}{share:10.0%}")
 
 
-def forward_share(network: networks.UNet, volume: NDArray) -> float:
-    """Return the share of the time of all blocks that is spent in the network."""
-    spent = 0.0
-    inner = networks.UNet.forward
+def whole_run(network: networks.UNet) -> list[tuple[str, float, float]]:
+    """Run the command's way from Zarr to Zarr on one thread; time that, and the network alone on the same tiles."""
+    inner, tiles = networks.UNet.forward, []
 
-    def timed(self: networks.UNet, x: torch.Tensor) -> torch.Tensor:
-        nonlocal spent
+    def noted(self: networks.UNet, x: torch.Tensor) -> torch.Tensor:
+        tiles.append(x.clone())
+        return inner(self, x)
+
+    volume = (np.random.default_rng(0).random((48, 192, 192)) * 60_000).astype("u2")
+    with TemporaryDirectory() as folder, cluster.connect("threads", threads=1, memory=2 * 10**9) as workers:
+        source = Path(folder, "in.zarr")
+        store.create_array(source, volume.shape, volume.dtype, (64, 64, 64)).write((0, 0, 0), volume)
+        with blocks.planned_for(workers.block_bytes, 1, workers.most_block_bytes):
+            lazy = predict.segment(source, network)
+        with patch.object(networks.UNet, "forward", noted):
+            run.write(lazy, Path(folder, "tiles.zarr"), connection=workers, quiet=True)
         begin = time.perf_counter()
-        out = inner(self, x)
-        spent += time.perf_counter() - begin if x.device.type != "meta" else 0.0
-        return out
-
-    with blocks.planned_for(10**9, 1):
-        labels = predict.segment(store.as_volume(volume), network)["labels"]
-    with patch.object(networks.UNet, "forward", timed):
-        begin = time.perf_counter()
-        labels.compute(scheduler="sync")
-        return spent / (time.perf_counter() - begin)
+        run.write(lazy, Path(folder, "out.zarr"), connection=workers, quiet=True)
+        whole_s = time.perf_counter() - begin
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        for tile in tiles:
+            network(tile)
+    alone_s = time.perf_counter() - begin
+    return [
+        (f"the network alone, {len(tiles)} tiles", alone_s, 1.0),
+        ("tomoscale, Zarr to Zarr", whole_s, alone_s / whole_s),
+    ]
 
 
 if __name__ == "__main__":

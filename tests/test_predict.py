@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -408,17 +409,51 @@ def test_the_number_of_tasks_is_linear_in_blocks(monkeypatch):
         assert many.n_graph_tasks - few.n_graph_tasks == n_passes * (many.n_blocks - few.n_blocks)
 
 
-@pytest.mark.parametrize(("memory", "most"), [(12e9, 2.0), (4e9, 2.5)])
-def test_the_plan_states_the_work_of_the_halo_and_keeps_it_low(memory, most):
-    """512^3 with the small network: twice the work at most on a machine of two workers with 12 GB each."""
-    block_bytes = int(0.7 * memory / 1.15)
-    with blocks.planned_for(block_bytes, 2):
-        volume = store.as_volume(np.broadcast_to(np.uint16(0), (512, 512, 512)))
-        lazy = predict.segment(volume, networks.build("3d-small"))
-    overhead = blocks.facts(lazy["labels"])["overhead"]
-    assert 1 <= overhead < most
-    assert f"computes {overhead:.2f} voxels for each" in run.plan(lazy).describe()
-    assert run.plan(lazy).block_bytes <= block_bytes
+@pytest.mark.parametrize(("gigabytes", "most"), [(12, 1.6), (6, 2.0), (4, 2.2)])
+def test_the_plan_states_the_work_of_the_halo_and_keeps_it_low(
+    gigabytes, most, tmp_path, monkeypatch, capsys
+):
+    """512^3 with the small network, as the command plans it for two workers."""
+    monkeypatch.undo()
+    path = checkpoint.write(Checkpoint(networks.build("3d-small", seed=0)), tmp_path / "m.safetensors")
+    volume = store.create_array(tmp_path / "in.zarr", (512, 512, 512), np.dtype("u2"), (64, 64, 64))
+    volume.write((0, 0, 0), np.ones((64, 64, 64), "u2"))  # a plan reads nothing
+    options = ["--workers", "2", "--memory", f"{gigabytes}GB", "--dry-run"]
+    assert cli.main(["predict", str(tmp_path / "in.zarr"), str(path), *options]) == 0
+    said = capsys.readouterr().err
+    assert 1 <= float(re.search(r"computes ([\d.]+) voxels for each", said)[1]) < most
+    need, limit = re.search(r"per block, (\S+) GB per worker, .*limit (\S+) GB each", said).groups()
+    assert float(need) <= float(limit)
+
+
+@pytest.mark.slow
+def test_no_worker_takes_more_than_the_plan_says(tmp_path, monkeypatch):
+    """Eight blocks: what is kept from one to the next counts."""
+    monkeypatch.undo()
+    cut_small(monkeypatch)
+    network = networks.build(replace(networks.PRESETS["3d-small"], outputs=8), seed=0).eval()
+    path = checkpoint.write(Checkpoint(network, tuple("abcdefgh")), tmp_path / "m.safetensors")
+    source = write_array(tmp_path / "in.zarr", volume_of((16, 64, 64)), (16, 32, 32))
+    with cluster.connect("local", workers=1, threads=1, memory=1_200_000_000) as workers:
+        with blocks.planned_for(workers.block_bytes, 1, workers.most_block_bytes):
+            lazy = predict.segment(source, path, probabilities=True, chunks=(8, 32, 32))
+        plan = run.plan(lazy)
+        out = run.write(lazy, tmp_path / "out.zarr", connection=workers, quiet=True)
+    (step,) = store.open_volume(out / "probabilities").history()
+    assert plan.n_blocks == 8
+    assert step["peak_bytes"] <= plan.worker_bytes()
+
+
+def test_a_network_in_memory_is_recorded_by_its_weights(tmp_path):
+    network, volume = network_of(DEEP), volume_of()
+    out = run.write(predict.segment(volume, network), tmp_path / "out.zarr", quiet=True)
+    (step,) = store.open_volume(out).history()
+    assert step["inputs"]["model"]["sha256"] == opened(network).sha256
+    assert "model" not in step["parameters"]
+    chunk = next(p for p in (out / "labels" / "c").rglob("*") if p.is_file())
+    chunk.write_bytes(b"half")
+    with pytest.raises(TomoscaleError, match=r"its input .* was in memory; it cannot be made again"):
+        verify.verify(out, repair=True)
 
 
 def test_the_overhead_is_what_is_computed(monkeypatch):

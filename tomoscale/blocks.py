@@ -110,11 +110,23 @@ class Field:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes that one block holds at once, and bytes decoded and written in all."""
+    """
+    Bytes that one block holds at once, and bytes decoded and written in all.
+
+    Parameters
+    ----------
+    block : int
+        With its neighbour, if that is read or written meanwhile.
+    read, written : int
+        Of all blocks.
+    overlaps : bool
+        Whether the next block is read and the last one written while one is computed.
+    """
 
     block: int
     read: int
     written: int
+    overlaps: bool = False
 
 
 def map_blocks(
@@ -124,6 +136,7 @@ def map_blocks(
     *,
     small: Sequence[Any] = (),
     scratch: int = 0,
+    overlaps: bool = False,
     cut: Callable[..., Sequence[Part]] | None = None,
 ) -> dict[str, da.Array]:
     """
@@ -142,6 +155,9 @@ def map_blocks(
         Results of `once` or of `parts.kept`, handed whole to every block, or a `Share` of them.
     scratch : int
         Bytes that the function holds beyond its input and output.
+    overlaps : bool
+        Let a worker read the next block and write the last one while it computes this one: for functions that take
+        long, or leave the processor to a device, and hold much more than what they read and make.
     cut : callable, optional
         How to take a block in parts, for a memory that does not hold what it needs at once; see `Call`.
 
@@ -158,7 +174,7 @@ def map_blocks(
     grid = tuple(map(len, first.chunks))
     assert all(tuple(map(len, f.chunks)) == grid for f in fields.values()), "fields of one grid"
     calls = {i: Call(function, arguments(i), cut) for i in np.ndindex(*grid)}
-    cost = cost_of(calls.values(), fields.values(), scratch)
+    cost = cost_of(calls.values(), fields.values(), scratch, overlaps)
 
     shared = layer({(name, *i): (c, *(key_of(a, i) for a in small)) for i, c in calls.items()})
     graph = HighLevelGraph.from_collections(
@@ -180,7 +196,7 @@ def map_blocks(
     return arrays
 
 
-def cost_of(calls: Any, fields: Any, scratch: int) -> Cost:
+def cost_of(calls: Any, fields: Any, scratch: int, overlaps: bool = False) -> Cost:
     """Add up the largest block: inputs, outputs, scratch, and one chunk each being decoded and encoded."""
     inputs = read = decoded = 0
     for call in calls:
@@ -194,7 +210,10 @@ def cost_of(calls: Any, fields: Any, scratch: int) -> Cost:
     outputs = sum(f.block_bytes for f in fields)
     encoded = max((f.stored_bytes for f in fields), default=0)
     written = sum(int(np.prod([sum(c) for c in f.chunks], dtype=np.int64)) * f.dtype.itemsize for f in fields)
-    return Cost(block=inputs + outputs + scratch + decoded + encoded, read=read, written=written)
+    block = inputs + outputs + scratch + decoded + encoded
+    if overlaps:
+        block += max(inputs + decoded, outputs + encoded)  # the neighbour is read or written, never both
+    return Cost(block, read, written, overlaps)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ class Budget(NamedTuple):
         """Count what a block holds beside input and output: scaled, mirrored, its features, its logits."""
         tile = 3 * 4 * math.prod(window)
         logits = (3 if self.how.flips != "none" else 2) * 4 * self.model.outputs * math.prod(block)
-        return tile + logits + (self.forward(window, batch) if self.device_bytes is None else LIBRARY_BYTES)
+        return (
+            LIBRARY_BYTES + tile + logits + (self.forward(window, batch) if self.device_bytes is None else 0)
+        )
 
     def fits(self, window: tuple[int, ...], block: tuple[int, ...], batch: int = 1) -> bool:
         """Tell whether a block may be so large."""
@@ -66,16 +68,15 @@ class Budget(NamedTuple):
             return False
         if self.device_bytes is not None and self.forward(window, batch) > DEVICE_SHARE * self.device_bytes:
             return False
-        return self.block(window, block, batch) <= blocks.resources().block_bytes
+        return self.block(window, block, batch) <= blocks.resources().most_bytes
 
     def block(self, window: Sequence[int], block: Sequence[int], batch: int = 1) -> int:
         """Count the bytes of a block in all."""
         size = self.volume.dtype.itemsize
         each = 2 * self.model.outputs if self.how.probabilities else 1
-        decoded = math.prod(self.volume.chunks) * size + each * math.prod(block)
-        return (
-            math.prod(window) * size + each * math.prod(block) + decoded + self.scratch(window, block, batch)
-        )
+        read = (math.prod(window) + math.prod(self.volume.chunks)) * size
+        written = 2 * each * math.prod(block)
+        return read + written + max(read, written) + self.scratch(window, block, batch)
 
     def batch(self, tiles: Tiles) -> int:
         """Return how many slices go through the network together."""

@@ -111,7 +111,9 @@ def statistics(
 
         grid = (rows, (1,) * len(rest), (n_flips,), (n_features,), (3,))
         field = Field(np.dtype("f8"), grid, (1, 1, n_flips, n_features, 3))
-        seen = blocks.map_blocks(_measure, arguments, {"seen": field}, small=small, scratch=held)["seen"]
+        seen = blocks.map_blocks(
+            _measure, arguments, {"seen": field}, small=small, scratch=held, overlaps=True
+        )["seen"]
         fixed.append(
             _reduced(
                 [blocks.once(seen)],

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tomoscale import buffers
+from tomoscale import buffers, turns
 from tomoscale.grid import Window, volume_of
 
 
@@ -110,7 +110,9 @@ class Call:
         return tuple(whole) if isinstance(part, tuple) else whole[0]
 
     def _of(self, arguments: tuple[Any, ...], small: tuple[Any, ...]) -> Any:
-        return self.function(*(a.load() if isinstance(a, Piece) else a for a in arguments), *small)
+        given = [a.load() if isinstance(a, Piece) else a for a in arguments]
+        with turns.taken():
+            return self.function(*given, *small)
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -21,6 +21,8 @@ WORKER_ENVIRONMENT = {
     # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
     "MALLOC_TRIM_THRESHOLD_": "268435456",
     "MALLOC_MMAP_THRESHOLD_": "33554432",
+    # Every arena keeps what was given back to it: with one for all threads a worker of `predict` took 792 MB, not 927.
+    "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -64,25 +66,34 @@ class Connection:
     Parameters
     ----------
     start : callable
-        Starts the workers, and puts what will stop them on a stack.
+        Starts the workers with so many times their threads, and puts what will stop them on a stack.
     workers, threads : int
-        Worker processes, and threads of each.
+        Worker processes, and threads of each that compute at a time.
     memory : int
         Bytes that one worker may use.
     where : str
         For people: what it is.
     """
 
-    start: Callable[[ExitStack], Started]
+    start: Callable[[ExitStack, int], Started]
     workers: int
     threads: int
     memory: int
     where: str
     _stack: ExitStack = field(default_factory=ExitStack)
+    _lanes: int = 1
 
     @functools.cached_property
     def _started(self) -> Started:
-        return self.start(self._stack)
+        return self.start(self._stack, self._lanes)
+
+    def overlap(self) -> None:
+        """
+        Give every thread a second one that reads and writes meanwhile, where workers are still to be started.
+
+        Workers that run already, those of another's Dask cluster say, do one after the other.
+        """
+        self._lanes = 2
 
     @property
     def executor(self) -> Executor:
@@ -106,13 +117,18 @@ class Connection:
     @property
     def block_bytes(self) -> int:
         """What one block may cost so that all threads of a worker fit, and a worker stays small anyway."""
+        return min(self.most_block_bytes, MOST_BLOCK_BYTES)
+
+    @property
+    def most_block_bytes(self) -> int:
+        """What one block may cost so that all threads of a worker fit."""
         fits = (USABLE * self.memory - BASE_BYTES) / BLOCK_FACTOR / self.threads
         if fits <= 0:
             raise TomoscaleError(
                 f"{human_bytes(self.memory)} per worker do not hold the libraries ({human_bytes(BASE_BYTES)}) and a "
                 "block; give --memory 500MB at least, or fewer --workers"
             )
-        return int(min(fits, MOST_BLOCK_BYTES))
+        return int(fits)
 
     def close(self) -> None:
         """Stop what was started."""
@@ -176,13 +192,19 @@ def _connection(
     if scheduler == "threads":
         count = threads or workers or _cores()
         where = f"{count} thread{'s' * (count > 1)} of this process"
-        return Connection(lambda stack: _threads(stack, count), 1, count, memory or machine_memory(), where)
+        return Connection(
+            lambda stack, lanes: _threads(stack, lanes * count), 1, count, memory or machine_memory(), where
+        )
     if scheduler == "local":
         workers, threads = workers or _cores(), threads or 1
         each = memory or machine_memory() // workers
         where = f"{workers} local worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
         return Connection(
-            lambda stack: _local(stack, workers, threads, each, access), workers, threads, each, where
+            lambda stack, lanes: _local(stack, workers, lanes * threads, each, access),
+            workers,
+            threads,
+            each,
+            where,
         )
     if "://" in scheduler:
         given = {"--workers": workers, "--threads": threads, "--memory": memory}
@@ -278,7 +300,7 @@ def of_client(client: Any) -> Connection:
     threads = max(w["nthreads"] for w in found)
     memory = min((w["memory_limit"] or machine_memory()) for w in found)
     where = f"{len(found)} workers of {threads} threads at {client.scheduler.address}"
-    return Connection(lambda stack: _of(client), len(found), threads, int(memory), where)
+    return Connection(lambda stack, _: _of(client), len(found), threads, int(memory), where)
 
 
 def _cause(error: BaseException) -> str:

@@ -245,7 +245,7 @@ def _is_direct(stack: store.Volume) -> bool:
 def _layout(stack: store.Volume, kind: str, chunks: Shape3 | None) -> tuple[tuple[int, ...], int]:
     """Return the shape of the stored chunks, and the frames of a block: whole chunks."""
     n, rows, columns = stack.shape
-    allowed, threads = blocks.resources()
+    allowed, threads, _ = blocks.resources()
     frame = rows * columns * stack.dtype.itemsize * (1 if _is_direct(stack) else 2)
     held = sources.held_by(stack) + math.prod(stack.chunks) * stack.dtype.itemsize
 

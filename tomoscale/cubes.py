@@ -109,7 +109,7 @@ def cut(
         Not even a block of one chunk fits.
     """
     stored = blocks.volume_chunks(volume.shape, edge)
-    allowed, threads = blocks.resources()
+    allowed, threads, _ = blocks.resources()
     best: tuple[tuple[float, float], Cubes] | None = None
     smallest = math.inf
     for edges in _ways(volume.shape, stored, whole):

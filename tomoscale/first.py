@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import parts, passes, worker
+from tomoscale import blocks, parts, passes, worker
 from tomoscale.cluster import Connection
 from tomoscale.journal import Job
 from tomoscale.objects import checksum, write_object
@@ -73,7 +73,8 @@ class First:
         title = array.name.rsplit("-", 1)[0].replace("_", " ")
 
         calls = {i: (worker.compute_part, k, ()) for i, k in enumerate(keys)}
-        self._execute(title, calls, graph, gathering.add)
+        cost = blocks.facts(array).get("cost")
+        self._execute(title, calls, graph, gathering.add, overlaps=bool(cost and cost.overlaps))
         return gathering.value
 
     def _kept(self, one: parts.Pass, graph: dict[Any, Any]) -> parts.StoredParts:
@@ -89,7 +90,12 @@ class First:
         return stored
 
     def _execute(
-        self, title: str, calls: dict[int, Any], graph: dict[Any, Any], done: Callable[[int, Any], None]
+        self,
+        title: str,
+        calls: dict[int, Any],
+        graph: dict[Any, Any],
+        done: Callable[[int, Any], None],
+        overlaps: bool = False,
     ) -> None:
         """Make numbered calls (function, key of the graph, further arguments) on the workers; hand on what comes."""
         from dask.optimization import cull
@@ -100,7 +106,7 @@ class First:
             def make(function: Any = function, key: Any = key, more: Any = more) -> Any:
                 return function, (cull(graph, [key])[0], key, *more)
 
-            tasks.append(Task(f"{title} {number}", make))
+            tasks.append(Task(f"{title} {number}", make, overlaps))
             numbers[tasks[-1].label] = number
         title = f"{self.result.origin.operation}: {title}"
         with Progress(title, len(tasks), quiet=self.quiet or len(tasks) < 2) as progress:

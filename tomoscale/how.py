@@ -127,7 +127,7 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         memory=how.memory_bytes,
         access=how.access,
     ) as workers:
-        with blocks.planned_for(workers.block_bytes, workers.slots), bad_input():
+        with blocks.planned_for(workers.block_bytes, workers.slots, workers.most_block_bytes), bad_input():
             result = function(*data, **options)
         save = getattr(how, "save", None)
         if save is not None:

@@ -133,7 +133,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "identity"):
-        return value.identity()
+        return value.identity().get("path") or value.identity()
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
@@ -144,7 +144,11 @@ def _stamp(result: Any, origin: Origin) -> None:
         stated = blocks.facts(array)
         known = replace(origin, **{n: stated[n] for n in ("inputs", "history") if n in stated})
         beside = {n: i for n, i in stated.get("beside", {}).items() if n not in known.inputs}
-        known = replace(known, inputs={**known.inputs, **beside})
+        # A network in memory, say, is known by its identity alone: it cannot be given again.
+        parameters = {
+            n: v for n, v in known.parameters.items() if n not in beside or v is None or isinstance(v, str)
+        }
+        known = replace(known, parameters=parameters, inputs={**known.inputs, **beside})
         blocks.state(array, origin=known)
 
 

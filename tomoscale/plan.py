@@ -91,6 +91,11 @@ class Plan:
         return sum(sure) + sum(cost.read for cost in self._costs)
 
     @property
+    def overlaps(self) -> bool:
+        """Whether workers read and write blocks while they compute others."""
+        return any(cost.overlaps for cost in (*self._costs, *self.before))
+
+    @property
     def _costs(self) -> list[Cost]:
         return [cost for _, cost in self.first] + [p.cost for p in self.passes]
 

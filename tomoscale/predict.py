@@ -140,7 +140,7 @@ def _cut(model: Model, volume: Any, region: Window, budget: Budget, chunks: Shap
     if found is None:
         edge = tuple(min(c, n) for c, n in zip(given or (16, 16, 16), volume.shape, strict=True))
         least = Tiles(volume.shape, region, edge, edge, halo, stride)
-        need, may = budget.block(least.largest, edge), blocks.resources().block_bytes
+        need, may = budget.block(least.largest, edge), blocks.resources().most_bytes
         advice = "smaller --chunks, or " if chunks and max(chunks) > 16 else ""
         raise TomoscaleError(
             f"predict.segment: a block of {_times(edge)} needs {_times(least.largest)} voxels around it, which take "
@@ -184,7 +184,9 @@ def _segment_all(
         n = model.outputs
         field = Field(np.dtype("f2"), ((n,), *lengths), (1, *tiles.stored))
     scratch = budget.scratch(tiles.largest, tiles.block, how.batch)
-    return blocks.map_blocks(_segment, arguments, {"made": field}, small=small, scratch=scratch)["made"]
+    return blocks.map_blocks(
+        _segment, arguments, {"made": field}, small=small, scratch=scratch, overlaps=True
+    )["made"]
 
 
 def _segment(

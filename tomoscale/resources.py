@@ -10,13 +10,25 @@ from typing import NamedTuple
 
 
 class Resources(NamedTuple):
-    """What a plan may use: bytes that one block may cost, and the threads that share the blocks."""
+    """
+    What a plan may use.
+
+    Parameters
+    ----------
+    block_bytes : int
+        Bytes that one block may cost.
+    threads : int
+        Threads that share the blocks.
+    most_bytes : int
+        Bytes that one block may cost where larger blocks spare work, instead of only keeping workers busy for longer.
+    """
 
     block_bytes: int
     threads: int
+    most_bytes: int
 
 
-_DEFAULT = Resources(block_bytes=1_600_000_000, threads=os.cpu_count() or 1)
+_DEFAULT = Resources(block_bytes=1_600_000_000, threads=os.cpu_count() or 1, most_bytes=1_600_000_000)
 _resources: ContextVar[Resources] = ContextVar("resources", default=_DEFAULT)
 
 
@@ -26,7 +38,7 @@ def resources() -> Resources:
 
 
 @contextmanager
-def planned_for(block_bytes: int, threads: int) -> Iterator[None]:
+def planned_for(block_bytes: int, threads: int, most_bytes: int = 0) -> Iterator[None]:
     """
     Let operations called inside plan for other resources.
 
@@ -36,8 +48,10 @@ def planned_for(block_bytes: int, threads: int) -> Iterator[None]:
         Bytes that one block may cost.
     threads : int
         Threads that share the blocks.
+    most_bytes : int
+        Bytes that one block may cost where larger blocks spare work; as others by default.
     """
-    token = _resources.set(Resources(block_bytes, threads))
+    token = _resources.set(Resources(block_bytes, threads, max(block_bytes, most_bytes)))
     try:
         yield
     finally:

@@ -153,6 +153,8 @@ class _Writing:
             stack.callback(self.job.release)
             stack.enter_context(lock.beating(self.job.lock))
             self.prepare()
+            if self.plan.overlaps:
+                workers.overlap()
             if workers.dashboard:
                 self.say(f"  dashboard          {workers.dashboard}")
             files = self.create()
@@ -235,7 +237,7 @@ class _Writing:
                     worker.record_of(places, done),
                 )
 
-            yield Task(worker.name_of_block(one, index), make)
+            yield Task(worker.name_of_block(one, index), make, one.cost.overlaps)
 
     def execute(self, one: Pass, tasks: list[Task], workers: Connection, keep_going: bool) -> Outcome:
         title = f"{self.origin.operation}: {', '.join(one.arrays)}"

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from tomoscale import turns
 from tomoscale.call import is_exhausted
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
@@ -25,10 +26,22 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Task:
-    """A call with its name; the call is made when its turn comes, since its arguments take memory."""
+    """
+    A call with its name; the call is made when its time comes, since its arguments take memory.
+
+    Parameters
+    ----------
+    label : str
+        Names it.
+    make : callable
+        Returns a function and its arguments.
+    overlaps : bool
+        Whether a worker may read and write for it while it computes another.
+    """
 
     label: str
     make: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
+    overlaps: bool = False
 
 
 @dataclass
@@ -153,7 +166,8 @@ def execute(
 
     def submit(task: Task) -> None:
         function, arguments = task.make()
-        running[connection.executor.submit(function, *arguments)] = task
+        call = turns.run, connection.threads, task.overlaps, function, *arguments
+        running[connection.executor.submit(*call)] = task
 
     def collect(futures: Iterable[Future[Any]]) -> None:
         nonlocal n_done

@@ -230,7 +230,10 @@ def make_again(path: Path, damaged: list[Damage], *, quiet: bool = False) -> Non
     TomoscaleError
         The inputs are not there any more, or are not what they were.
     """
-    with cluster.current() as workers, blocks.planned_for(workers.block_bytes, workers.slots):
+    with (
+        cluster.current() as workers,
+        blocks.planned_for(workers.block_bytes, workers.slots, workers.most_block_bytes),
+    ):
         bad = {d.name for d in damaged}
         linked = next((d.name for d in damaged if d.reason == LINKED), None)
         if linked:
@@ -280,7 +283,10 @@ def _is_being_repaired(path: Path) -> bool:
 
 def _go_on(path: Path, *, quiet: bool) -> None:
     """Go on with a repair that was stopped."""
-    with cluster.current() as workers, blocks.planned_for(workers.block_bytes, workers.slots):
+    with (
+        cluster.current() as workers,
+        blocks.planned_for(workers.block_bytes, workers.slots, workers.most_block_bytes),
+    ):
         header = metadata.read_json(Job(path.absolute()).folder / "job.json")
         run.write(_made_again(path, [header]), path, quiet=quiet, connection=workers)
 
@@ -315,6 +321,6 @@ def _made_again(path: Path, history: list[dict[str, Any]]) -> Any:
 def _input(path: Path, name: str, record: dict[str, Any]) -> Any:
     """Open an input where it was."""
     if "path" not in record:
-        raise TomoscaleError(f"{path}: its input {name} was an array in memory; it cannot be made again")
+        raise TomoscaleError(f"{path}: its input {name} was in memory; it cannot be made again")
     volume = store.open_volume(record["path"])
     return store.crop(volume, record["roi"]) if "roi" in record else volume
