@@ -9,7 +9,15 @@ import numpy as np
 from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._lanes import LANES, is_nan, load_keys, make_room, store_means
 from tomoscale.kernels._prefetch import prefetch_tile
-from tomoscale.kernels._running_counts import count_window, encode, new_ladder, read_middles, rest_on, update
+from tomoscale.kernels._running_counts import (
+    count_window,
+    encode,
+    find_feet,
+    new_ladder,
+    read_middles,
+    rest_on,
+    update,
+)
 from tomoscale.kernels._warm_bracket import (
     INTERPOLATIONS,
     narrow_down,
@@ -55,8 +63,8 @@ def median_tiles(samples, kinds, pieces, out):  # type: ignore[no-untyped-def]
     """
     Write the medians of frames[start:stop] to `out` (window, pixel); return how many came from counts.
 
-    A tile starts with brackets, goes on with running counts, and returns to brackets where these give up: for
-    one window, or for four times as many as the last time if the counts did not even last sixteen windows.
+    A tile starts with running counts, around a guess. Where these give up it goes on with brackets: for one
+    window, or for four times as many as the last time if the counts did not even last sixteen windows.
     """
     key, whole, real = kinds
     n_frames, n_pixels = samples.bits.shape
@@ -76,19 +84,38 @@ def median_tiles(samples, kinds, pieces, out):  # type: ignore[no-untyped-def]
     n_by_counts = 0
     for first in range(0, n_pixels, LANES):
         target = out[:, first : first + LANES]
-        done, pause, seen_nan = np.int64(0), 1, False
+        seen_nan = _guess(samples, first, starts[0], stops[0], lanes)
+        done, pause = np.int64(0), 1
         while done < n_windows:
-            end = min(done + pause, n_windows)
-            seen_nan |= _by_brackets(samples, first, lanes, bracket, starts, stops, done, end, target)
-            if end == n_windows:
-                break
-            done, nan = _by_counts(samples, first, lanes, ladder, pieces, end, target)
+            begin = done
+            done, nan = _by_counts(samples, first, lanes, ladder, pieces, begin, target)
             seen_nan |= nan
-            n_by_counts += done - end
-            pause = 1 if done - end >= 16 else 4 * pause
+            n_by_counts += done - begin
+            end = min(done + pause, n_windows)
+            if done < end:
+                seen_nan |= _by_brackets(samples, first, lanes, bracket, starts, stops, done, end, target)
+            pause = 1 if done - begin >= 16 else 4 * pause
+            done = end
         if seen_nan:
             _spread_nan(samples.bits, first, starts, stops, target)
     return n_by_counts
+
+
+@part
+def _guess(samples, first, start, stop, lanes):  # type: ignore[no-untyped-def]
+    """Set `lower` to the median of three medians of three frames of a window; return whether one holds NaN."""
+    bits, flip, is_float, _ = samples
+    rows = np.zeros((4, 3, LANES), lanes.lower.dtype)
+    seen_nan = False
+    for i in range(9):
+        k = start + (stop - start - 1) * i // 8
+        seen_nan |= load_keys(bits, flip, is_float, k, first, rows[i // 3, i % 3])
+    for i in range(4):
+        a, b, c = rows[i, 0], rows[i, 1], rows[i, 2]
+        middle = rows[3, i] if i < 3 else lanes.lower
+        for j in range(LANES):
+            middle[j] = max(min(a[j], b[j]), min(max(a[j], b[j]), c[j]))
+    return seen_nan
 
 
 @part
@@ -146,6 +173,8 @@ def _by_counts(samples, first, lanes, ladder, pieces, begin, out):  # type: igno
         if warm:
             update(ladder, pieces, w, codes, origin)
         else:
+            if w == begin:
+                find_feet(ladder, rows)
             count_window(ladder, pieces, w, rows)
         if not read_middles(ladder, pieces, w, rows, lanes.lower, lanes.upper):
             return w, seen_nan

@@ -7,10 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._median_tiles import Pieces, Samples, median_tiles
+from tomoscale.kernels._running_counts import MOST
 
 _SIGN_BIT = {"uint8": 0, "uint16": 0, "int16": 1 << 15, "int32": 1 << 31, "float32": 0}
-_LONGEST = 248
-"""Frames of a piece: eight-bit counts hold 255."""
 _WORTH = 16
 """Frames from which on a piece is counted for longer than its 16 counts per pixel are remembered."""
 
@@ -115,7 +114,7 @@ def _solve(
 
 def _pieces(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Pieces:
     """Cut the scan so that every window is made of whole pieces; those of one window have slots of their own."""
-    bounds = np.unique(np.concatenate([starts, stops, np.arange(starts[0], stops[-1], _LONGEST)]))
+    bounds = np.unique(np.concatenate([starts, stops, np.arange(starts[0], stops[-1], MOST)]))
     begins, ends = np.searchsorted(bounds, starts), np.searchsorted(bounds, stops)
     worth = np.diff(bounds) >= _WORTH
     before = np.concatenate([[0], np.cumsum(worth)])

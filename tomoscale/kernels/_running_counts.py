@@ -25,6 +25,8 @@ RUNGS = 16
 """Fewer are left more often, more are counted for longer: 12 and 24 take 10 % longer on a realistic scan."""
 MOVES = 2
 """Moves of the ladders in one window before the run is given up."""
+MOST = 248
+"""Frames of a piece at most: eight-bit counts hold 255."""
 SIGN = 128
 """Codes are stored as signed numbers, 128 less: AVX2 compares these in one instruction, unsigned ones in two."""
 
@@ -56,13 +58,33 @@ def new_ladder(key, n_slots):  # type: ignore[no-untyped-def]
 
 @part
 def rest_on(ladder, median):  # type: ignore[no-untyped-def]
-    """Centre codes and ladders on a median that is known."""
+    """Centre the codes on a median that is known, or guessed."""
     key = median.dtype.type
     for j in range(LANES):
         m = median[j]
-        base = m - key(128) if m >= key(128) else key(0)
-        ladder.base[j] = base
-        ladder.foot[j] = np.uint8(max(np.int32(m - base) - np.int32(RUNGS // 2), np.int32(0)))
+        ladder.base[j] = m - key(128) if m >= key(128) else key(0)
+
+
+@part
+def find_feet(ladder, codes):  # type: ignore[no-untyped-def]
+    """Centre the ladders on the lower median of the codes: a bisection, for half the price of counting the rungs."""
+    foot, probe, other = ladder.foot, ladder.rung[0], ladder.rung[1]
+    count, below = ladder.under_lower, ladder.of_piece[ladder.of_piece.shape[0] - 1]
+    rank = np.uint16((codes.shape[0] - 1) // 2)
+    foot[:] = 0
+    other[:] = 0
+    for bit in range(7, -1, -1):
+        for j in range(LANES):
+            probe[j] = np.int8(np.uint8(foot[j] + np.uint8(1 << bit)) ^ np.uint8(SIGN))
+        count[:] = 0
+        for first in range(0, codes.shape[0], MOST):
+            _count_below_two(codes[first : first + MOST], probe, other, below[0], below[1])
+            for j in range(LANES):
+                count[j] += below[0, j]
+        for j in range(LANES):
+            foot[j] += np.uint8(1 << bit) if count[j] <= rank else np.uint8(0)
+    for j in range(LANES):
+        foot[j] = np.uint8(min(max(np.int32(foot[j]) - np.int32(RUNGS // 2), 0), 255 - RUNGS))
 
 
 @part
