@@ -125,6 +125,21 @@ def test_windows_may_be_any_that_do_not_go_back():
     )
 
 
+@pytest.mark.parametrize(("half_window", "step"), [(60, 20), (60, 33), (150, 50), (300, 270)])
+@pytest.mark.parametrize("kind", ["noise", "ramp", "jump"])
+def test_pieces_leave_with_the_counts_they_entered_with_also_where_ladders_move(kind, half_window, step):
+    frames = frames_of(kind, "uint16", (1000, 1, LANES + 9)) // (8 if kind == "ramp" else 1)
+    assert_array_equal(
+        kernels.moving_median(frames, half_window, step), reference.moving_median(frames, half_window, step)
+    )
+
+
+def test_a_first_guess_may_be_far_off():
+    frames = frames_of("noise", "uint16", (201, 1, 40))
+    frames[::25, :, 3] = 9000  # the very frames that the guess for the first window is made of
+    assert_array_equal(kernels.moving_median(frames, 200, 50), reference.moving_median(frames, 200, 50))
+
+
 def test_a_window_may_hold_more_frames_than_sixteen_bits_count():
     frames = np.arange(70_000, dtype=np.int32)[:, None, None] + np.zeros((1, 1, 2), np.int32)
     medians = kernels.moving_median_windows(frames, [0, 2], [69_999, 70_000])

@@ -8,7 +8,16 @@ import numpy as np
 
 from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._lanes import LANES, is_nan, load_keys, make_room, store_means
-from tomoscale.kernels._running_counts import count_window, encode, new_ladder, read_middles, rest_on, update
+from tomoscale.kernels._prefetch import prefetch_tile
+from tomoscale.kernels._running_counts import (
+    count_window,
+    encode,
+    find_feet,
+    new_ladder,
+    read_middles,
+    rest_on,
+    update,
+)
 from tomoscale.kernels._warm_bracket import (
     INTERPOLATIONS,
     narrow_down,
@@ -28,6 +37,16 @@ class Samples(NamedTuple):
     top: Any  # the largest key
 
 
+class Pieces(NamedTuple):
+    """The scan cut where any window begins or ends, so that every window is made of whole pieces."""
+
+    bounds: Any  # first frame of every piece, and the end of the last
+    slots: Any  # per piece, where its counts are remembered
+    begins: Any  # per window, its first piece, and the end of its last one
+    ends: Any
+    n_slots: Any
+
+
 class Lanes(NamedTuple):
     """What is known of one tile."""
 
@@ -40,43 +59,63 @@ class Lanes(NamedTuple):
 
 
 @compiled
-def median_tiles(samples, kinds, starts, stops, out):  # type: ignore[no-untyped-def]
+def median_tiles(samples, kinds, pieces, out):  # type: ignore[no-untyped-def]
     """
     Write the medians of frames[start:stop] to `out` (window, pixel); return how many came from counts.
 
-    A tile starts with brackets, goes on with running counts, and returns to brackets where these give up: for
-    one window, or for four times as many as the last time if the counts did not even last sixteen windows.
+    A tile starts with running counts, around a guess. Where these give up it goes on with brackets: for one
+    window, or for four times as many as the last time if the counts did not even last sixteen windows.
     """
     key, whole, real = kinds
     n_frames, n_pixels = samples.bits.shape
+    starts, stops = pieces.bounds[pieces.begins], pieces.bounds[pieces.ends]
     n_windows = starts.size
     n_rows = min(n_frames, 2 * np.max(stops - starts))
     lanes = Lanes(
         np.empty((n_rows, LANES), key),
-        np.empty((n_rows, LANES), np.uint8),
+        np.empty((n_rows, LANES), np.int8),
         np.zeros(LANES, key),
         np.zeros(LANES, np.uint32),
         np.zeros(LANES, key),
         np.zeros(LANES, key),
     )
     bracket = new_bracket(key, whole, real)
-    ladder = new_ladder(key)
+    ladder = new_ladder(key, pieces.n_slots)
     n_by_counts = 0
     for first in range(0, n_pixels, LANES):
         target = out[:, first : first + LANES]
-        done, pause, seen_nan = np.int64(0), 1, False
+        seen_nan = _guess(samples, first, starts[0], stops[0], lanes)
+        done, pause = np.int64(0), 1
         while done < n_windows:
-            end = min(done + pause, n_windows)
-            seen_nan |= _by_brackets(samples, first, lanes, bracket, starts, stops, done, end, target)
-            if end == n_windows:
-                break
-            done, nan = _by_counts(samples, first, lanes, ladder, starts, stops, end, target)
+            begin = done
+            done, nan = _by_counts(samples, first, lanes, ladder, pieces, begin, target)
             seen_nan |= nan
-            n_by_counts += done - end
-            pause = 1 if done - end >= 16 else 4 * pause
+            n_by_counts += done - begin
+            end = min(done + pause, n_windows)
+            if done < end:
+                seen_nan |= _by_brackets(samples, first, lanes, bracket, starts, stops, done, end, target)
+            pause = 1 if done - begin >= 16 else 4 * pause
+            done = end
         if seen_nan:
             _spread_nan(samples.bits, first, starts, stops, target)
     return n_by_counts
+
+
+@part
+def _guess(samples, first, start, stop, lanes):  # type: ignore[no-untyped-def]
+    """Set `lower` to the median of three medians of three frames of a window; return whether one holds NaN."""
+    bits, flip, is_float, _ = samples
+    rows = np.zeros((4, 3, LANES), lanes.lower.dtype)
+    seen_nan = False
+    for i in range(9):
+        k = start + (stop - start - 1) * i // 8
+        seen_nan |= load_keys(bits, flip, is_float, k, first, rows[i // 3, i % 3])
+    for i in range(4):
+        a, b, c = rows[i, 0], rows[i, 1], rows[i, 2]
+        middle = rows[3, i] if i < 3 else lanes.lower
+        for j in range(LANES):
+            middle[j] = max(min(a[j], b[j]), min(max(a[j], b[j]), c[j]))
+    return seen_nan
 
 
 @part
@@ -93,6 +132,7 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
             origin = filled = start
         origin = make_room(keys, origin, old_start if warm else start, filled, stop)
         for k in range(filled, stop):
+            prefetch_tile(bits, k, first, LANES)
             seen_nan |= load_keys(bits, flip, is_float, k, first, keys[k - origin])
         filled = stop
         rows = keys[start - origin : stop - origin]
@@ -110,37 +150,49 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
 
 
 @part
-def _by_counts(samples, first, lanes, ladder, starts, stops, begin, out):  # type: ignore[no-untyped-def]
+def _by_counts(samples, first, lanes, ladder, pieces, begin, out):  # type: ignore[no-untyped-def]
     """Solve windows from `begin` on by running counts; return the first not solved, and whether NaN was read."""
-    bits, flip, is_float, _ = samples
-    codes, row = lanes.codes, lanes.row
+    flip, is_float = samples.flip, samples.is_float
+    bounds, begins, ends = pieces.bounds, pieces.begins, pieces.ends
+    codes = lanes.codes
     rest_on(ladder, lanes.lower)
     seen_nan = False
-    origin = filled = old_start = old_stop = starts[begin]
-    for w in range(begin, starts.size):
-        start, stop = starts[w], stops[w]
+    origin = filled = old_start = bounds[begins[begin]]
+    for w in range(begin, begins.size):
+        start, stop = bounds[begins[w]], bounds[ends[w]]
         if stop - start > 65_535:
             return w, seen_nan
-        warm = w > begin and (start - old_start) + (stop - old_stop) < stop - start
+        warm = w > begin and (start - old_start) + (stop - filled) < stop - start
         if start >= filled:
             origin = filled = start
         origin = make_room(codes, origin, old_start if warm else start, filled, stop)
         for k in range(filled, stop):
-            seen_nan |= load_keys(bits, flip, is_float, k, first, row)
-            encode(row, ladder.base, codes[k - origin])
-        filled = stop
+            seen_nan |= _load_codes(samples, k, first, lanes.row, ladder.base, codes[k - origin])
+        filled, old_start = stop, start
         rows = codes[start - origin : stop - origin]
         if warm:
-            entered = codes[old_stop - origin : stop - origin]
-            left = codes[old_start - origin : start - origin]
-            update(ladder, entered, left)
+            update(ladder, pieces, w, codes, origin)
         else:
-            count_window(ladder, rows)
-        if not read_middles(ladder, rows, lanes.lower, lanes.upper):
+            if w == begin:
+                find_feet(ladder, rows)
+            count_window(ladder, pieces, w, rows)
+        if not read_middles(ladder, pieces, w, rows, lanes.lower, lanes.upper):
             return w, seen_nan
         store_means(lanes.lower, lanes.upper, 2 - (stop - start) % 2, flip, is_float, lanes.bits, out[w])
-        old_start, old_stop = start, stop
-    return starts.size, seen_nan
+    return begins.size, seen_nan
+
+
+@part
+def _load_codes(samples, frame, first, row, base, code):  # type: ignore[no-untyped-def]
+    """Write the codes of one frame's tile; return whether a sample is NaN."""
+    bits, flip, is_float, _ = samples
+    prefetch_tile(bits, frame, first, LANES)
+    if is_float:
+        has_nan = load_keys(bits, flip, is_float, frame, first, row)
+        encode(row, flip, base, code)
+        return has_nan
+    encode(bits[frame, first : first + LANES], flip, base, code)
+    return False
 
 
 @part

@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tomoscale.kernels._arrays import plain
-from tomoscale.kernels._median_tiles import Samples, median_tiles
+from tomoscale.kernels._median_tiles import Pieces, Samples, median_tiles
+from tomoscale.kernels._running_counts import MOST
 
 _SIGN_BIT = {"uint8": 0, "uint16": 0, "int16": 1 << 15, "int32": 1 << 31, "float32": 0}
+_WORTH = 16
+"""Frames from which on a piece is counted for longer than its 16 counts per pixel are remembered."""
 
 
 def moving_median(
@@ -105,8 +108,19 @@ def _solve(
     key, whole, real = (np.uint32, np.int64, np.float64) if wide else (np.uint16, np.int32, np.float32)
     sign_bit, top = key(_SIGN_BIT[native.dtype.name]), np.iinfo(key).max
     samples = Samples(bits, sign_bit, native.dtype.kind == "f", key(top))
-    n_by_counts = median_tiles(samples, (key, whole, real), starts, stops, out.reshape(len(out), -1))
+    n_by_counts = median_tiles(samples, (key, whole, real), _pieces(starts, stops), out.reshape(len(out), -1))
     return out, n_by_counts
+
+
+def _pieces(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Pieces:
+    """Cut the scan so that every window is made of whole pieces; those of one window have slots of their own."""
+    bounds = np.unique(np.concatenate([starts, stops, np.arange(starts[0], stops[-1], MOST)]))
+    begins, ends = np.searchsorted(bounds, starts), np.searchsorted(bounds, stops)
+    worth = np.diff(bounds) >= _WORTH
+    before = np.concatenate([[0], np.cumsum(worth)])
+    n_slots = int(np.max(before[ends] - before[begins]))
+    slots = np.where(worth, before[:-1] % max(n_slots, 1), n_slots)
+    return Pieces(bounds, slots, begins, ends, n_slots)
 
 
 def _checked(frames: NDArray) -> NDArray:

@@ -1,0 +1,46 @@
+"""
+Memory asked for before it is needed.
+
+From one frame to the next a tile of pixels jumps by a whole image, further than any processor looks ahead by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tomoscale.kernels._compile import part
+
+AHEAD = 8
+"""Frames; with 4 to 16 reading and encoding a tile takes 8 to 10 ns per median of 50 new frames, without 24."""
+LINE = 64
+"""Bytes of a cache line, or half of one."""
+
+
+@part
+def prefetch_tile(raw, frame, first, width):  # type: ignore[no-untyped-def]
+    """Ask for a tile of the frame that follows `AHEAD` frames later, if there is one."""
+    if frame + AHEAD < raw.shape[0]:
+        row = raw[frame + AHEAD]
+        for j in range(first, min(first + width, row.size), LINE // raw.itemsize):
+            _prefetch(row, j)
+
+
+@intrinsic
+def _prefetch(context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of one item; whatever the address, this never fails."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        items = context.make_array(array)(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(items.data, [arguments[1]]), cgutils.voidptr_t)
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(3), number(1)])  # to read, often, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
