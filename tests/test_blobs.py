@@ -105,7 +105,7 @@ def volumes(draw):
     shape = draw(st.tuples(*[st.integers(1, 8)] * 3))
     levels = draw(st.integers(2, 8))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    dtype = draw(st.sampled_from(["float32", "float64", "uint16", "int16", "uint8"]))
+    dtype = draw(st.sampled_from(["float32", "float64", "uint16"]))  # others: test_kernels_blobs
     frames = rng.integers(0, levels + 1, shape).astype(dtype)
     if frames.dtype.kind == "f":
         frames[rng.random(shape) < draw(st.sampled_from([0, 0.1]))] = np.nan
@@ -131,7 +131,7 @@ def volumes(draw):
     return frames, edges, options
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(volumes())
 def test_blobs_of_any_volume_in_any_blocks_are_those_of_the_definition(case):
     frames, edges, options = case
