@@ -191,6 +191,11 @@ def test_a_map_without_regions_is_shown(source, tmp_path, undrawn):
     assert len(undrawn[0].axes) == 1
 
 
+def test_of_a_stack_of_few_slices_only_the_middle_one_is_shown():
+    stack = store.as_volume(np.zeros((2, 20, 51), np.uint8))
+    assert [title for title, _, _ in plots.slices_of(stack)] == ["z = 1"]
+
+
 def test_slices_of_a_volume_are_its_middle_ones():
     image = phases()
     shown = Shown(store.as_volume(image))

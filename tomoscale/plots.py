@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_BINS = 40
+THIN = 25
+"""Times longer than deep, a stack seen from the side is a line."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ class Thumbnail:
 
 
 def slices_of(volume: Volume) -> list[tuple[str, np.ndarray, tuple[str, str]]]:
-    """Return title, values and axes of the middle slices along z, y and x."""
+    """Return title, values and axes of the middle slices along z, y and x; of a stack of few slices that along z."""
     found = []
-    for axis, name in enumerate("zyx"):
+    is_thin = THIN * volume.shape[0] < max(volume.shape[1:])
+    for axis, name in enumerate("z" if is_thin else "zyx"):
         middle = volume.shape[axis] // 2
         window = [slice(0, n) for n in volume.shape]
         window[axis] = slice(middle, middle + 1)

@@ -226,7 +226,7 @@ def _volume(shown: Shown) -> list[Section]:
     panels = [Panel(t, p, low, high, "gray", "value", axes=o, bar=p is planes[-1][1]) for t, p, o in planes]
     png = pictures.png(pictures.images(panels, 3))
     caption = "One scale for all. " + pictures.shrunk(planes[0][1], "mean")
-    picture = Picture("slices", png, "Slices through the middle along z, y and x", caption)
+    picture = Picture("slices", png, "Slices through the middle", caption)
     return [Section("Slices through the middle", pictures=[picture]), _histogram(shown)]
 
 
