@@ -206,6 +206,15 @@ def test_probabilities_are_those_of_sigmoid_and_softmax():
     np.testing.assert_allclose(three.astype("f4").sum(0), 1, atol=2e-3)
 
 
+def test_half_precision_is_close_and_no_more():
+    volume, network = volume_of(), network_of(DEEP)
+    expected = sigmoid(whole(network, volume))
+    found = predict.segment(volume, network, probabilities=True, precision="bfloat16")[
+        "probabilities"
+    ].compute()
+    assert 1e-4 < np.abs(found - expected).max() < 0.05
+
+
 @pytest.mark.parametrize("roi", [((3, 6), (10, 33), (5, 20)), ((0, 7), (36, 37), (0, 29))])
 @pytest.mark.parametrize(
     "architecture", [DEEP, replace(DEEP, norm="instance"), replace(FLAT, norm="instance")]
@@ -284,7 +293,9 @@ def test_a_volume_or_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     colour = checkpoint.write(
         Checkpoint(networks.build(replace(DEEP, channels=3))), tmp_path / "c.safetensors"
     )
-    with pytest.raises(TomoscaleError, match="does not run on one channel"):
+    with pytest.raises(
+        TomoscaleError, match=r"c.safetensors: the network takes 3 channels; a volume has one"
+    ):
         predict.segment(volume_of(), colour)
     with (
         blocks.planned_for(10**6, 1),

@@ -140,6 +140,11 @@ def opened(model: Any) -> Model:
 def _of(found: checkpoint.Checkpoint, path: Path | None) -> Model:
     network = found.network
     assert isinstance(network, UNet)
+    channels = network.architecture.channels
+    if channels != 1:
+        raise TomoscaleError(
+            f"{path or 'learn.model'}: the network takes {channels} channels; a volume has one"
+        )
     return stated(
         network,
         halo=network.halo,
