@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import small_scan, write_array, write_scan
 
-from tomoscale import background, cli, cluster, info, run, store
+from tomoscale import background, cli, cluster, info, lock, run, store
 from tomoscale.errors import TomoscaleError
 
 
@@ -84,18 +84,10 @@ def test_unfinished_run_tells_how_far_it_is_and_that_nobody_writes(unfinished):
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_writer_of_an_unfinished_run_is_named(unfinished, alive):
-    import psutil
-
-    process = psutil.Process(os.getpid())
-    owner = {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "started": process.create_time() if alive else 1.0,
-        "since": "2026-11-21 06:00:00",
-    }
-    unfinished.with_name(".x.zarr.lock").write_text(json.dumps(owner))
+    owner = {**lock.myself(), "since": "2026-11-21 06:00:00"}
+    unfinished.with_name(".x.zarr.lock").write_text(json.dumps(owner if alive else {**owner, "started": 1.0}))
     text = info.show(unfinished)
-    assert f"process {process.pid} on {socket.gethostname()} writes it since 2026-11-21 06:00:00" in text
+    assert f"process {os.getpid()} on {socket.gethostname()} writes it since 2026-11-21 06:00:00" in text
     assert ("is gone" in text) is not alive
 
 

@@ -13,10 +13,11 @@ import pytest
 import zarr
 from conftest import small_scan, write_scan
 
-from tomoscale import background, columns, manifest, run, simulate, store
+from tomoscale import background, columns, lock, manifest, run, simulate, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cli import main
 from tomoscale.errors import BlocksFailedError, DamagedError, InterruptedRunError, TomoscaleError
+from tomoscale.journal import Job
 from tomoscale.objects import measure
 from tomoscale.verify import verify
 
@@ -203,6 +204,17 @@ def test_a_result_is_verified_and_repaired_from_within_and_through_a_link(result
         assert "intact" in verify(Path(path), repair=True)
         for name, array in content(result).items():
             np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_second_repair_is_refused_by_name(result):
+    objects(result)[0].unlink()
+    job = Job(result)
+    job.root.mkdir()  # of the first
+    parent = os.getppid()
+    job.lock.write_text(json.dumps({**lock.myself(), "pid": parent, "started": lock.started(parent)}))
+    with pytest.raises(TomoscaleError, match=f"another run is writing it: process {parent}"):
+        verify(result, repair=True)
+    assert job.lock.exists()
 
 
 def test_a_repair_that_does_not_begin_leaves_nothing_that_looks_complete(result, monkeypatch):

@@ -137,12 +137,12 @@ class Job:
         intact : Record
             What need not be made again.
         """
-        if self.root.exists():
-            raise TomoscaleError(
-                f"{self.root}: is in the way of a repair: an unfinished run; finish it, or move it away"
-            )
         lock.take(self.lock, self.target)
         try:
+            if self.root.exists():
+                raise TomoscaleError(
+                    f"{self.root}: is in the way of a repair: an unfinished run; finish it, or move it away"
+                )
             folder = self.target / FOLDER
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -150,7 +150,6 @@ class Job:
             line = json.dumps({"block": "intact", "objects": intact})
             write_object(folder / INTACT, [f"{line}\n".encode()])
             os.rename(self.target, self.root)
-            store.create_group(self.root, {"tomoscale": {"complete": False}})
             sync_folder(self.target.parent)
         finally:
             self.release()

@@ -9,6 +9,9 @@ from typing import Any
 from tomoscale.errors import TomoscaleError
 from tomoscale.metadata import are_integers, attributes_of
 
+INCOMPLETE = ".incomplete"
+"""What the name of a result ends with until its run is finished."""
+
 
 def images_of(folder: Path) -> list[dict[str, Any]]:
     """Return the OME-Zarr images of a group, of version 0.4 or 0.5."""
@@ -63,7 +66,9 @@ def record_of(folder: Path) -> dict[str, Any] | None:
         raise TomoscaleError(f"{folder}: its record is damaged: arrays {str(arrays)[:100]}")
     if not isinstance(history, list) or not all(map(_is_step, history)):
         raise TomoscaleError(f"{folder}: its record is damaged: the history is none")
-    return {**record, "arrays": arrays, "history": history}
+    # The name counts too: a run that finishes, or a repair that begins, may be killed before or after it gets it.
+    complete = record["complete"] and not folder.name.endswith(INCOMPLETE)
+    return {**record, "complete": complete, "arrays": arrays, "history": history}
 
 
 def _is_step(step: Any) -> bool:

@@ -16,9 +16,11 @@ from tomoscale import metadata, record
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import TomoscaleError
 from tomoscale.objects import sync_folder
+from tomoscale.record import INCOMPLETE
 from tomoscale.volume import ArrayVolume, CroppedVolume, StoredVolume, Volume, crop, outermost_group
 
 __all__ = [
+    "INCOMPLETE",
     "ArrayVolume",
     "CroppedVolume",
     "StoredVolume",
@@ -33,9 +35,6 @@ __all__ = [
     "outermost_group",
     "write_json",
 ]
-
-INCOMPLETE = ".incomplete"
-
 
 # ---------------------------------------------------------------- opening
 
