@@ -445,7 +445,7 @@ def test_no_worker_takes_more_than_the_plan_says(tmp_path, monkeypatch):
     network = networks.build(replace(networks.PRESETS["3d-small"], outputs=8), seed=0).eval()
     path = checkpoint.write(Checkpoint(network, tuple("abcdefgh")), tmp_path / "m.safetensors")
     source = write_array(tmp_path / "in.zarr", volume_of((16, 64, 64)), (16, 32, 32))
-    with cluster.connect("local", workers=1, threads=1, memory=1_200_000_000) as workers:
+    with cluster.connect("local", workers=1, threads=1, memory=2_000_000_000) as workers:
         with blocks.planned_for(workers.block_bytes, 1, workers.most_block_bytes):
             lazy = predict.segment(source, path, probabilities=True, chunks=(8, 32, 32))
         plan = run.plan(lazy)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from tomoscale import buffers, remote
@@ -83,16 +83,12 @@ class Connection:
     _stack: ExitStack = field(default_factory=ExitStack)
     _lanes: int = 1
 
-    @functools.cached_property
+    @cached_property
     def _started(self) -> Started:
         return self.start(self._stack, self._lanes)
 
     def overlap(self) -> None:
-        """
-        Give every thread a second one that reads and writes meanwhile, where workers are still to be started.
-
-        Workers that run already, those of another's Dask cluster say, do one after the other.
-        """
+        """Give every thread a second one that reads and writes meanwhile, of workers that are still to be started."""
         self._lanes = 2
 
     @property
@@ -192,20 +188,12 @@ def _connection(
     if scheduler == "threads":
         count = threads or workers or _cores()
         where = f"{count} thread{'s' * (count > 1)} of this process"
-        return Connection(
-            lambda stack, lanes: _threads(stack, lanes * count), 1, count, memory or machine_memory(), where
-        )
+        return Connection(partial(_threads, count), 1, count, memory or machine_memory(), where)
     if scheduler == "local":
         workers, threads = workers or _cores(), threads or 1
         each = memory or machine_memory() // workers
         where = f"{workers} local worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
-        return Connection(
-            lambda stack, lanes: _local(stack, workers, lanes * threads, each, access),
-            workers,
-            threads,
-            each,
-            where,
-        )
+        return Connection(partial(_local, workers, threads, each, access), workers, threads, each, where)
     if "://" in scheduler:
         given = {"--workers": workers, "--threads": threads, "--memory": memory}
         if any(given.values()):
@@ -235,20 +223,20 @@ def machine_memory() -> int:
     return int(MEMORY_LIMIT)
 
 
-def _threads(stack: ExitStack, threads: int) -> Started:
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="tomoscale-block")
+def _threads(threads: int, stack: ExitStack, lanes: int) -> Started:
+    executor = ThreadPoolExecutor(lanes * threads, thread_name_prefix="tomoscale-block")
     stack.callback(buffers.clear)
     stack.callback(executor.shutdown, wait=False, cancel_futures=True)
     return Started(executor)
 
 
-def _local(stack: ExitStack, workers: int, threads: int, memory: int, access: Access) -> Started:
+def _local(workers: int, threads: int, memory: int, access: Access, stack: ExitStack, lanes: int) -> Started:
     import dask
     from distributed import Client
 
     stack.enter_context(dask.config.set(SETTINGS))
     with kept_from_children():
-        cluster = stack.enter_context(_processes(workers, threads, memory, access.dashboard))
+        cluster = stack.enter_context(_processes(workers, lanes * threads, memory, access.dashboard))
     client = stack.enter_context(Client(cluster, set_as_default=False))
     return _of(client, access.dashboard)
 
