@@ -435,6 +435,11 @@ def test_tasks_are_linear_in_blocks_and_memory_is_that_of_the_plan(monkeypatch):
     assert plan.n_blocks == 3 * n + 2
     assert plan.n_graph_tasks == 3 * n + 6
     assert plan.block_bytes < 1_600_000_000
+    with blocks.planned_for(1_600_000_000, 16):
+        relative = run.plan(blobs.segment(scan, seed_threshold="8 sigma", c_min="4 sigma"))
+    assert relative.n_blocks == plan.n_blocks
+    assert relative.n_graph_tasks <= plan.n_graph_tasks + 2048 // noise.EDGE + 5
+    assert relative.block_bytes < 1_600_000_000
     edges = [c[0] for c in plan.passes[0].arrays["labels"].chunks]
     assert max(edges[:2]) >= 64
     with blocks.planned_for(20_000_000, 16), pytest.raises(TomoscaleError, match=r"smallest block .* costs"):

@@ -278,6 +278,8 @@ def _compact(start, stop, voxels, marks, pointer, component, number, n_voxels): 
 
 def _shell(found: Any, shape: tuple[int, ...], faces: NDArray) -> tuple[NDArray, NDArray]:
     lines, starts, stops, components, _, _ = found
+    if not faces.any():
+        return np.empty(0, np.int64), np.empty(0, np.int32)
     count = _shell_voxels(lines, starts, stops, components, *shape, faces, np.empty(0, np.int64),
                           np.empty(0, np.int32))  # fmt: skip
     index, of = np.empty(count, np.int64), np.empty(count, np.int32)
