@@ -120,13 +120,19 @@ def update(ladder, pieces, w, codes, origin):  # type: ignore[no-untyped-def]
 
 @part
 def _enter(ladder, pieces, begin, end, codes, origin):  # type: ignore[no-untyped-def]
-    """Count pieces and add them."""
-    for p in range(begin, end):
-        counts = ladder.of_piece[pieces.slots[p]]
-        _count(ladder, codes[pieces.bounds[p] - origin : pieces.bounds[p + 1] - origin], counts)
+    """Count pieces and add them, short neighbours together: a window of single frames has 501 of them."""
+    bounds, slots, others = pieces.bounds, pieces.slots, ladder.of_piece.shape[0] - 1
+    p = begin
+    while p < end:
+        q = p + 1
+        while slots[p] == others and q < end and slots[q] == others and bounds[q + 1] - bounds[p] <= MOST:
+            q += 1
+        counts = ladder.of_piece[slots[p]]
+        _count(ladder, codes[bounds[p] - origin : bounds[q] - origin], counts)
         for r in range(RUNGS):
             for j in range(LANES):
                 ladder.below[r, j] += counts[r, j]
+        p = q
 
 
 @part
