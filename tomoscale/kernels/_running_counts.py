@@ -22,7 +22,7 @@ from tomoscale.kernels._compile import part
 from tomoscale.kernels._lanes import LANES
 
 RUNGS = 16
-"""Fewer are left more often, more are counted for longer: 12 and 24 take 10 % longer on a realistic scan."""
+"""Fewer are left more often, more are counted for longer."""
 MOVES = 2
 """Moves of the ladders in one window before the run is given up."""
 MOST = 248
@@ -67,7 +67,7 @@ def rest_on(ladder, median):  # type: ignore[no-untyped-def]
 
 @part
 def find_feet(ladder, codes):  # type: ignore[no-untyped-def]
-    """Centre the ladders on the lower median of the codes: a bisection, for half the price of counting the rungs."""
+    """Centre the ladders on the lower median of the codes: by bisection."""
     foot, probe, other = ladder.foot, ladder.rung[0], ladder.rung[1]
     count, below = ladder.under_lower, ladder.of_piece[ladder.of_piece.shape[0] - 1]
     rank = np.uint16((codes.shape[0] - 1) // 2)
