@@ -11,7 +11,7 @@ from tomoscale.kernels._running_counts import MOST
 
 _SIGN_BIT = {"uint8": 0, "uint16": 0, "int16": 1 << 15, "int32": 1 << 31, "float32": 0}
 _WORTH = 16
-"""Frames from which on a piece is counted for longer than its 16 counts per pixel are remembered."""
+"""Frames of a piece whose counts are remembered: those of a shorter one would take more room than its codes."""
 
 
 def moving_median(

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from tomoscale.kernels._compile import part
 
 AHEAD = 8
-"""Frames; with 4 to 16 reading and encoding a tile takes 8 to 10 ns per median of 50 new frames, without 24."""
+"""Frames; 4 to 32 differ little."""
 LINE = 64
 """Bytes of a cache line, or half of one."""
 

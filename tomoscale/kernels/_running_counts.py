@@ -22,7 +22,7 @@ from tomoscale.kernels._compile import part
 from tomoscale.kernels._lanes import LANES
 
 RUNGS = 16
-"""Fewer are left more often, more are counted for longer: 12 and 24 take 10 % longer on a realistic scan."""
+"""Fewer are left more often, more are counted for longer."""
 MOVES = 2
 """Moves of the ladders in one window before the run is given up."""
 MOST = 248
@@ -67,7 +67,7 @@ def rest_on(ladder, median):  # type: ignore[no-untyped-def]
 
 @part
 def find_feet(ladder, codes):  # type: ignore[no-untyped-def]
-    """Centre the ladders on the lower median of the codes: a bisection, for half the price of counting the rungs."""
+    """Centre the ladders on the lower median of the codes: by bisection."""
     foot, probe, other = ladder.foot, ladder.rung[0], ladder.rung[1]
     count, below = ladder.under_lower, ladder.of_piece[ladder.of_piece.shape[0] - 1]
     rank = np.uint16((codes.shape[0] - 1) // 2)
@@ -120,13 +120,19 @@ def update(ladder, pieces, w, codes, origin):  # type: ignore[no-untyped-def]
 
 @part
 def _enter(ladder, pieces, begin, end, codes, origin):  # type: ignore[no-untyped-def]
-    """Count pieces and add them."""
-    for p in range(begin, end):
-        counts = ladder.of_piece[pieces.slots[p]]
-        _count(ladder, codes[pieces.bounds[p] - origin : pieces.bounds[p + 1] - origin], counts)
+    """Count pieces and add them, short neighbours together: a window of single frames has 501 of them."""
+    bounds, slots, others = pieces.bounds, pieces.slots, ladder.of_piece.shape[0] - 1
+    p = begin
+    while p < end:
+        q = p + 1
+        while slots[p] == others and q < end and slots[q] == others and bounds[q + 1] - bounds[p] <= MOST:
+            q += 1
+        counts = ladder.of_piece[slots[p]]
+        _count(ladder, codes[bounds[p] - origin : bounds[q] - origin], counts)
         for r in range(RUNGS):
             for j in range(LANES):
                 ladder.below[r, j] += counts[r, j]
+        p = q
 
 
 @part
