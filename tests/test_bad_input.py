@@ -505,6 +505,8 @@ OTHERS = {
     "simulate seed": (nothing, "simulate dct o.zarr --seed -1", "seed"),
     "simulate spheres huge": (nothing, "simulate spheres o.zarr --shape 100000,100000,100000", "spheres"),
     "simulate spheres tiny": (nothing, "simulate spheres o.zarr --diameter-um 0.1,0.2", "below 3 voxels"),
+    "simulate spheres vast": (nothing, "simulate spheres o.zarr --voxel-um 1e-320", "above 1,000,000 voxels"),
+    "depth nan": (make.scan, "depth scan.zarr -o o.zarr --threshold nan", "must be finite"),
     "simulate into nothing": (nothing, "simulate dct missing/o.zarr", "does not exist; create it first"),
     "simulate onto": (make.scan, "simulate dct scan.zarr", "exists; give --overwrite"),
     "no such command": (nothing, "backgruond a.zarr", "background"),

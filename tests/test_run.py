@@ -15,13 +15,14 @@ import pyarrow
 import pytest
 from conftest import small_scan, write_array, write_scan
 
-from tomoscale import background, blocks, cluster, journal, manifest, run, store, worker
+from tomoscale import background, blobs, blocks, cluster, journal, manifest, run, store, worker
 from tomoscale import lock as locks
 from tomoscale.blocks import Field
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import BlocksFailedError, DamagedError, TomoscaleError
 from tomoscale.operation import operation
 from tomoscale.parameters import Volume
+from tomoscale.result import Result
 
 
 def fail_at(block, row, bad):
@@ -311,6 +312,21 @@ def test_what_got_the_name_of_the_output_meanwhile_is_not_replaced(scan, tmp_pat
     monkeypatch.setattr(worker, "compute", lambda graph, keys: 1 / 0)  # nothing is computed again
     run.write(copy(scan), out, connection=one_thread, quiet=True)
     np.testing.assert_array_equal(store.open_volume(out).whole(), scan)
+
+
+def test_the_record_of_an_infinite_parameter_is_json_for_strict_readers(scan, tmp_path):
+    def refuse(word):
+        raise ValueError(word)
+
+    frames = scan.astype(np.float32)
+    out = run.write(
+        blobs.segment(frames, seed_threshold=1e6, c_min=1.0, c_max=np.inf), tmp_path / "out.zarr", quiet=True
+    )
+    document = json.loads((out / "zarr.json").read_text(), parse_constant=refuse)
+    (step,) = document["attributes"]["tomoscale"]["history"]
+    assert step["parameters"]["c_max"] == "inf"
+    again = blobs.segment(frames, **step["parameters"])  # as a repair does
+    assert Result.of(again).made_by()["parameters"] == step["parameters"]
 
 
 def test_a_result_with_a_table_has_a_name_for_it(tmp_path):

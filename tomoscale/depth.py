@@ -14,7 +14,7 @@ from tomoscale.cubes import checked_volume
 from tomoscale.errors import TomoscaleError
 from tomoscale.histogram import find_extremes
 from tomoscale.operation import operation
-from tomoscale.parameters import Volume, Width
+from tomoscale.parameters import Finite, Volume, Width
 from tomoscale.progress import human_bytes
 from tomoscale.readings import AT_ONCE, Series
 from tomoscale.running import RunningSums
@@ -98,7 +98,7 @@ def segment(
     mode: Literal["total", "cumulative"] = "total",
     sigma: Sigma1 = 0.8,
     percentile: Percent = 75.0,
-    threshold: float | None = None,
+    threshold: Finite | None = None,
     min_pixels: Width = 0,
 ) -> Regions:
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -34,6 +35,9 @@ Edge = Annotated[int, Ge(0), Le(MOST), Predicate(is_odd_or_zero)]
 
 Sigma = tuple[Annotated[float, Ge(0), Le(1000)], ...]
 """Standard deviations in voxels along z, y and x, or one for all; 0 for none."""
+
+Finite = Annotated[float, Predicate(math.isfinite)]
+"""A number, neither infinite nor NaN."""
 
 Share = Annotated[float, Gt(0), Le(1)]
 """A share of the whole: above 0, at most 1."""
@@ -76,7 +80,10 @@ class Volume:
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_MESSAGES = {"Predicate 'is_odd_or_zero' failed": "must be odd (or 0 for none)"}
+_MESSAGES = {
+    "Predicate 'is_odd_or_zero' failed": "must be odd (or 0 for none)",
+    "Predicate 'isfinite' failed": "must be finite",
+}
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -27,6 +27,9 @@ Share = Annotated[float, Ge(0), Le(0.5)]
 
 MIN_FRAMES, MIN_PIXELS = 3, 32
 
+LARGEST = 10**6
+"""Voxels across a sphere: more than across any volume."""
+
 
 @operation("simulate dct")
 def dct(
@@ -217,6 +220,11 @@ def spheres(
         raise TomoscaleError(
             f"simulate.spheres: diameters from {diameter_um[0]} um are below 3 voxels of {voxel_um} um; "
             "take larger spheres or a smaller voxel_um"
+        )
+    if diameter_um[1] > LARGEST * voxel_um:
+        raise TomoscaleError(
+            f"simulate.spheres: diameters up to {diameter_um[1]} um are above {LARGEST:,} voxels of {voxel_um} um; "
+            "take smaller spheres or a larger voxel_um"
         )
     wave_um = 1.2398e-3 / energy_kev
     settings = composite.Settings(
