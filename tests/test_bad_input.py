@@ -488,7 +488,7 @@ OTHERS = {
         array(chunk=gzipped, codecs=codecs("gzip")), "export a.zarr out", "inflates to more",
     ),
     "export onto files": (several(make.scan, file("out/x")), "export scan.zarr out", "files that are no export"),
-    "export into nothing": (make.scan, "export scan.zarr missing/out", "cannot be created"),
+    "export into nothing": (make.scan, "export scan.zarr missing/out", "does not exist; create it first"),
     "export as": (make.scan, "export scan.zarr out --compression bz2", "bz2"),
     "demo in a file": (file("d"), "demo d", "is a file; give a folder"),
     "demo small": (nothing, "demo d --shape 2,2,2", "is too small"),
