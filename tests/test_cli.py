@@ -139,6 +139,13 @@ def test_a_reader_that_stops_early_is_no_error(folder):
     assert info.wait() == 0
 
 
+def test_a_result_that_cannot_be_printed_is_an_error(folder):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "tomoscale.cli", "info", "scan.zarr"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (3, "tomoscale: standard output: No space left on device\n")
+
+
 def test_memory_is_read_in_the_units_that_people_write():
     assert values.memory_bytes("1.5 GB") == 1_500_000_000
     assert values.memory_bytes("2gib") == 2**31

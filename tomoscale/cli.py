@@ -201,9 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         _say("this takes more memory than there is; try a part with --roi, or a smaller input")
         return 2
-    if result is not None:
-        _print(json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result))
-    return 0
+    if result is None or _print(
+        json.dumps(result, indent=1) if isinstance(result, dict | list) else str(result)
+    ):
+        return 0
+    return 3
 
 
 def _leave(message: str) -> NoReturn:
@@ -213,15 +215,17 @@ def _leave(message: str) -> NoReturn:
     os._exit(InterruptedRunError.exit_status)
 
 
-def _print(text: str) -> None:
-    """Print a result; that nobody reads it to its end is no error."""
+def _print(text: str) -> bool:
+    """Print a result; return whether it could be. That nobody reads it to its end is no error."""
     try:
         print("\n".join(map(_shown, text.split("\n"))), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
     except OSError as error:
-        _say(f"standard output: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return True
+        _say(f"standard output: {error.strerror}")
+        return False
 
 
 def _say(message: object) -> None:

@@ -15,7 +15,7 @@ from tomoscale.cluster import USABLE, Connection, worker_bytes
 from tomoscale.errors import TomoscaleError
 from tomoscale.metadata import node_type
 from tomoscale.progress import human_bytes
-from tomoscale.record import record_of
+from tomoscale.record import record_of, tables_of
 from tomoscale.result import Pass, Result, stored_chunks
 from tomoscale.store import INCOMPLETE
 
@@ -304,7 +304,7 @@ def check_table(target: Path, unfinished: Path) -> None:
     table = target.with_suffix(".parquet")
     if target.suffix != ".zarr":
         raise TomoscaleError(f"{target}: a table belongs to the result; give an output that ends in .zarr")
-    if table.exists() and not (target.exists() or unfinished.exists()):
+    if table.exists() and not (tables_of(target) or unfinished.exists()):
         raise TomoscaleError(
             f"{table}: exists, and would be replaced by the table of the result; move it away"
         )

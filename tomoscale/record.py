@@ -71,6 +71,15 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     return {**record, "complete": complete, "arrays": arrays, "history": history}
 
 
+def tables_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return length and checksum of the tables beside a result, by name; none if its attributes are damaged."""
+    try:
+        tables = attributes_of(folder).get("tomoscale", {}).get("tables", {})
+        return {folder.with_suffix(".parquet").name: (int(n), int(crc)) for n, crc in tables.values()}
+    except (TomoscaleError, AttributeError, TypeError, ValueError):
+        return {}
+
+
 def _is_step(step: Any) -> bool:
     """Tell whether a step of a history has the form that all that read it expect."""
     if not isinstance(step, dict) or not isinstance(step.get("operation"), str):

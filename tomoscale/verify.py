@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tomoscale import manifest, metadata, store
+from tomoscale import manifest, store
 from tomoscale import repair as _repair
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.grid import spans
 from tomoscale.objects import Stored, measure
 from tomoscale.operation import command
 from tomoscale.progress import Progress, human_bytes
-from tomoscale.record import record_of
+from tomoscale.record import record_of, tables_of
 
 SHOWN = 20
 """Damaged objects that an error names."""
@@ -130,7 +130,7 @@ def find_damage(
             wanted += [(node, o) for o in manifest.read(path / node).values()]
         except DamagedError as error:
             damaged.append(Damage(node, manifest.FILE, str(error).rpartition(": ")[2]))
-    wanted += _tables(path)
+    wanted += [("", Stored(f"../{name}", *facts)) for name, facts in tables_of(path).items()]
     n_bytes = sum(o.length for _, o in wanted)
     each = n_bytes / max(1, len(wanted))
     real = functools.lru_cache(MANY)(os.path.realpath)
@@ -145,15 +145,6 @@ def find_damage(
                 if found and found.name not in {d.name for d in damaged if d.key == manifest.FILE}:
                     damaged.append(found)
     return damaged, len(wanted), n_bytes
-
-
-def _tables(path: Path) -> list[tuple[str, Stored]]:
-    """Return the table beside a result, as its record has it."""
-    try:
-        listed = metadata.attributes_of(path).get("tomoscale", {}).get("tables", {}).values()
-        return [("", Stored(f"../{path.with_suffix('.parquet').name}", *map(int, table))) for table in listed]
-    except (TomoscaleError, AttributeError, TypeError, ValueError):
-        return []  # that the attributes are damaged is found elsewhere
 
 
 def _compare(
