@@ -244,7 +244,7 @@ def test_a_table_beside_a_result_is_held_to_its_record_and_never_replaces_anothe
     scan = simulate.dct(shape=(40, 32, 32), blobs=1, seed=1)
     with pytest.raises(TomoscaleError, match="would be replaced by the table"):
         run.write(scan, tmp_path / "scan.zarr", quiet=True)
-    write_scan(tmp_path / "scan.zarr", small_scan(), (16, 4, 23))
+    run.write(background.remove(small_scan()), tmp_path / "scan.zarr", quiet=True)
     with pytest.raises(TomoscaleError, match="would be replaced by the table"):
         run.write(scan, tmp_path / "scan.zarr", overwrite=True, quiet=True)
     shutil.rmtree(tmp_path / "scan.zarr")
