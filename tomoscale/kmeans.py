@@ -208,11 +208,9 @@ def labelled(
     how: Features, window: Window, values: np.ndarray, scale: np.ndarray, state: np.ndarray
 ) -> np.ndarray:
     """Return the label of every voxel: 1 for the centre of the lowest intensity."""
-    names = np.zeros(how.k + 1, np.uint8)
-    names[1 + ranks_of(state)] = np.arange(1, how.k + 1)
     origin = (window[0].start, window[1].start, window[2].start)
-    weights = clusters.weights_of(state, scale)
-    return kernels.cluster_labels(values, origin, weights, names, how.limit, how.as_zero)
+    weights = clusters.weights_of(state, scale)[ranks_of(state)]
+    return kernels.cluster_labels(values, origin, weights, how.limit, how.as_zero)
 
 
 def real_centres(scale: np.ndarray, state: np.ndarray) -> np.ndarray:
