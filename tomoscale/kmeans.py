@@ -138,7 +138,12 @@ def _by_place(view: Any, how: Features, initial: Any, most_iterations: int) -> C
         extremes = histogram.extremes(how.who, view)
     like = clusters.packed(np.zeros((9, clusters.DIGITS), np.int64), np.zeros((clusters.SAMPLE, 3), np.int64))
     survey = passes.fold(
-        view, functools.partial(clusters.survey, how), like, combine=clusters.merged, small=(extremes,)
+        view,
+        functools.partial(clusters.survey, how),
+        like,
+        combine=clusters.merged,
+        small=(extremes,),
+        scratch=clusters.SAMPLE_BYTES,
     )
     scale = passes.derive(functools.partial(clusters.scaling, how), np.zeros((3, 4)), (extremes, survey))
     none = np.zeros((how.k + 1, 5))
