@@ -59,6 +59,15 @@ def test_clusters_of_a_window_have_the_sums_of_its_voxels(shape, k, origin):
     np.testing.assert_array_equal(found, reference.cluster_sums(values, origin, weights))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "float32"])
+def test_clusters_of_rows_longer_than_a_piece_have_the_sums_of_their_voxels(dtype):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 250, (2, 3, 5000)).astype(dtype)
+    weights = rng.normal(size=(4, 5)) * [50, 0.1, 1, 1, 0.01]
+    found = kernels.cluster_sums(values, (5, 0, 9), weights, 1.0, -np.inf, False)
+    np.testing.assert_array_equal(found, reference.cluster_sums(values, (5, 0, 9), weights))
+
+
 def test_gradients_are_numpys():
     slices = np.random.default_rng(0).integers(0, 60000, (7, 5, 6)).astype(np.uint16)
     total = np.zeros((5, 6))

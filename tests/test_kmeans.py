@@ -86,7 +86,7 @@ def test_a_fit_is_that_of_dask_ml_from_the_same_centres():
     image = phases("uint16", (8, 12, 15))
     matrix, mean, deviation = standardised(image, np.ones(image.shape, bool))
     initial = np.array([[np.quantile(image, q), *p] for q, p in zip(CENTRES, np.eye(3) * 7, strict=True)])
-    theirs = cluster_of_dask.KMeans(3, init=(initial - mean) / deviation, tol=0, max_iter=100)
+    theirs = cluster_of_dask.KMeans(3, init=(initial - mean) / deviation, tol=1e-20, max_iter=100)
     with dask.config.set(scheduler="sync"):
         theirs.fit(da.from_array(matrix, chunks=(400, 4)))
         own = theirs.labels_.compute()
@@ -122,6 +122,15 @@ def test_result_does_not_depend_on_the_chunks(tmp_path, dtype, features, chunks,
     assert lazy.labels.npartitions > 1
     for got, expected in zip(lazy, whole, strict=True):
         np.testing.assert_array_equal(computed(got), expected)
+
+
+def test_rounding_between_two_centres_does_not_depend_on_where_a_window_begins():
+    values = np.ones((1, 200, 700), np.uint8)
+    weights = np.array([[0, 0, 0, 0, 0.1], [0, 0, 0, 0.3, 0]])  # as near, but for rounding, where x = 3 y
+    whole = kernels.cluster_labels(values, (0, 0, 0), weights, -np.inf, False)
+    for cut in (1, 77, 300):
+        rest = kernels.cluster_labels(values[:, :, cut:], (0, 0, cut), weights, -np.inf, False)
+        np.testing.assert_array_equal(rest, whole[:, :, cut:])
 
 
 @pytest.mark.slow

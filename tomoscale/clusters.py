@@ -11,11 +11,17 @@ from tomoscale import kernels
 from tomoscale.errors import TomoscaleError
 from tomoscale.readings import Series
 
-SAMPLE = 2**14
-"""Voxels on which the first centres are found."""
+SAMPLE = 2**16
+"""Voxels on which the first centres settle: with 2**14, fits of real volumes took one to three passes more."""
+TRIED = 2**14
+"""Of these, the ones on which several fits are tried."""
+SAMPLE_BYTES = 6 * SAMPLE * 24
+"""What one pass holds while it draws them."""
 DIGITS = 5
 """Digits of 30 bits: sums of integers beyond 64 bits, added without carrying."""
 SAMPLE_STEPS = 300
+SAMPLE_SHIFT = 1e-9
+"""Sum of squared shifts at which centres of the sample have settled: far less than sampling moves them."""
 SETTLED, STEPS, INERTIA = range(3)
 """What the last row of a state holds; the others are standardised centres and their number of voxels."""
 
@@ -148,15 +154,17 @@ def scaling(features: Features, extremes: np.ndarray, surveyed: np.ndarray) -> n
 
 
 def seeded(features: Features, surveyed: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return the state before the first pass: centres of the best of some fits of the sample."""
+    """Return the state before the first pass: the best of some fits of a part of the sample, then of all of it."""
     kept = surveyed[9 * DIGITS :].reshape(-1, 3)
     kept = kept[kept[:, 0] < np.iinfo(np.int64).max]
     places = np.unravel_index(kept[:, 1], features.shape)
     points = np.stack([kept[:, 2].copy().view(np.float64), *places], axis=1)
     points = (points - scale[0]) / scale[1]
     random = np.random.default_rng(features.seed)
-    fits = [_fit(points, _spread(points, features.k, random)) for _ in range(features.n_init)]
-    return state_of(min(fits, key=lambda f: f[1])[0])
+    tried = points[:TRIED]  # by hash: as random as all of them
+    fits = [_fit(tried, _spread(tried, features.k, random)) for _ in range(features.n_init)]
+    best = min(fits, key=lambda f: f[1])[0]
+    return state_of(_fit(points, best)[0])
 
 
 def state_of(centres: np.ndarray) -> np.ndarray:
@@ -186,15 +194,18 @@ def _spread(points: np.ndarray, k: int, random: np.random.Generator) -> np.ndarr
 def _fit(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the centres of a sample, and the sum of squares."""
     for _ in range(SAMPLE_STEPS):
-        apart = ((points[:, None] - centres) ** 2).sum(axis=2)
-        own = apart.argmin(axis=1)
+        own, least = np.zeros(len(points), np.int64), np.full(len(points), np.inf)
+        for c, centre in enumerate(centres):  # one by one: memory does not grow with k
+            apart = ((points - centre) ** 2).sum(axis=1)
+            own[apart < least] = c
+            np.minimum(least, apart, out=least)
         moved = np.array(
             [points[own == c].mean(axis=0) if (own == c).any() else centres[c] for c in range(len(centres))]
         )
-        if np.array_equal(moved, centres):
+        shift, centres = float(((moved - centres) ** 2).sum()), moved
+        if shift <= SAMPLE_SHIFT:
             break
-        centres = moved
-    return centres, float(apart.min(axis=1).sum())
+    return centres, float(least.sum())
 
 
 def weights_of(state: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -138,7 +138,12 @@ def _by_place(view: Any, how: Features, initial: Any, most_iterations: int) -> C
         extremes = histogram.extremes(how.who, view)
     like = clusters.packed(np.zeros((9, clusters.DIGITS), np.int64), np.zeros((clusters.SAMPLE, 3), np.int64))
     survey = passes.fold(
-        view, functools.partial(clusters.survey, how), like, combine=clusters.merged, small=(extremes,)
+        view,
+        functools.partial(clusters.survey, how),
+        like,
+        combine=clusters.merged,
+        small=(extremes,),
+        scratch=clusters.SAMPLE_BYTES,
     )
     scale = passes.derive(functools.partial(clusters.scaling, how), np.zeros((3, 4)), (extremes, survey))
     none = np.zeros((how.k + 1, 5))
@@ -208,11 +213,9 @@ def labelled(
     how: Features, window: Window, values: np.ndarray, scale: np.ndarray, state: np.ndarray
 ) -> np.ndarray:
     """Return the label of every voxel: 1 for the centre of the lowest intensity."""
-    names = np.zeros(how.k + 1, np.uint8)
-    names[1 + ranks_of(state)] = np.arange(1, how.k + 1)
     origin = (window[0].start, window[1].start, window[2].start)
-    weights = clusters.weights_of(state, scale)
-    return kernels.cluster_labels(values, origin, weights, names, how.limit, how.as_zero)
+    weights = clusters.weights_of(state, scale)[ranks_of(state)]
+    return kernels.cluster_labels(values, origin, weights, how.limit, how.as_zero)
 
 
 def real_centres(scale: np.ndarray, state: np.ndarray) -> np.ndarray:
