@@ -140,7 +140,10 @@ def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
 
 @compiled
 def _find_runs(voxels, steps, shape, planes, runs, bright, values, flags, pointer):  # type: ignore[no-untyped-def]
-    """List runs, the flags of each, and their voxels while these are at hand; -1 if there is no room."""
+    """
+    Fill start and stop (`runs`), flags (`bright`) and the first of each line (`pointer`), and, while they are at hand,
+    the values and flags of the voxels above c_min; return the numbers of runs, -1 if there is no room, and of voxels.
+    """
     n_frames, n_rows, n_columns = shape
     start, stop = runs[0], runs[1]
     n, v, line = 0, 0, 0
@@ -214,7 +217,11 @@ def _join_runs(start, stop, pointer, n_rows, reach, parent):  # type: ignore[no-
 
 @compiled
 def _describe(shape, start, stop, bright, pointer, parent, faces):  # type: ignore[no-untyped-def]
-    """Number the components by their first voxel, and tell which have a seed voxel, which touch an open face."""
+    """
+    Number the components by their first voxel.
+
+    Returns the component of every run; SEEDED (by the flags of its runs, `bright`) and OPEN, and the voxels of each.
+    """
     n_frames, n_rows, n_columns = shape
     component = np.empty(len(parent), np.int32)
     state = np.zeros(len(parent), np.uint8)
