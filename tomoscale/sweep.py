@@ -251,7 +251,7 @@ def drawn(voxels: np.ndarray, labels: np.ndarray, title: str, region: Any) -> An
         Above the picture.
     region : Volume
         What the image is a part of: a scan is shown by its maximum projection and its busiest frame, a volume by its
-        middle slices.
+        middle slices; frames, rows and columns are numbered as in the whole.
 
     Returns
     -------
@@ -262,28 +262,35 @@ def drawn(voxels: np.ndarray, labels: np.ndarray, title: str, region: Any) -> An
     from tomoscale.pictures import Panel
 
     spread = pictures.limits(voxels, low=16, high=84)
+    frame, row, column = (s.start for s in region.place[0])
     noise = max((spread[1] - spread[0]) / 2, 1e-6)
     if _is_scan(region):
         k = int(np.argmax(np.count_nonzero(labels, axis=(1, 2))))
+        first = row, column
         planes = [
-            ("Maximum over all frames", voxels.max(0), outlines.seen_from_the_front(voxels, labels)),
-            (f"Frame {k}, the one with most labelled pixels", voxels[k], labels[k]),
+            ("Maximum over all frames", voxels.max(0), outlines.seen_from_the_front(voxels, labels), first),
+            (f"Frame {frame + k}, the one with most labelled pixels", voxels[k], labels[k], first),
         ]
         low = min(0.0, spread[0])
         high = max(float(np.nanmax(voxels)), low + 1e-6)
-        panels = [Panel(t, p.astype(np.float32), low, high, "gray", asinh=3 * noise) for t, p, _ in planes]
+        panels = [
+            Panel(t, p.astype(np.float32), low, high, "gray", asinh=3 * noise, first=f)
+            for t, p, _, f in planes
+        ]
     else:
         z, y = (n // 2 for n in voxels.shape[:2])
-        planes = [(f"z = {z}", voxels[z], labels[z]), (f"y = {y}", voxels[:, y], labels[:, y])]
+        planes = [
+            (f"z = {frame + z}", voxels[z], labels[z], (row, column)),
+            (f"y = {row + y}", voxels[:, y], labels[:, y], (frame, column)),
+        ]
         low, high = pictures.limits(voxels, low=0.2)
-        axes = (("y", "x"), ("z", "x"))
         panels = [
-            Panel(t, p.astype(np.float32), low, high, "gray", "value", axes=a)
-            for (t, p, _), a in zip(planes, axes, strict=True)
+            Panel(t, p.astype(np.float32), low, high, "gray", "value", axes=(a, "x"), first=f)
+            for a, (t, p, _, f) in zip("yz", planes, strict=True)
         ]
     figure = pictures.images(panels, head=title)
-    for place, (_, _, regions) in zip(figure.axes, planes, strict=True):
-        outlines.draw(place, regions)
+    for place, (_, _, regions, first) in zip(figure.axes, planes, strict=True):
+        outlines.draw(place, regions, first=first)
     return figure
 
 
