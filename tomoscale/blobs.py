@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tomoscale import blocks, bricks, growth, noise, parts, table, tally
-from tomoscale.blocks import Field, Index, Window
+from tomoscale.blocks import Field, Index
 from tomoscale.errors import TomoscaleError
 from tomoscale.growth import WHO, Rules
 from tomoscale.noise import Threshold
 from tomoscale.operation import operation
-from tomoscale.parameters import Count, Rect, Shape3, Share, Volume
+from tomoscale.parameters import Count, Rect, Shape3, Share, Span, Volume
 
 Level = float | str
 """A threshold in counts, or a multiple of the noise: "8 sigma"."""
@@ -123,7 +123,7 @@ def segment(
     levels = {name: noise.threshold(name, level) for name, level in given}
     _check(**levels, literal=range == "literal")
     _check_sizes(min_size, max_size)
-    exclude = _within(exclude, *frames.place)
+    exclude = _within(exclude, frames)
     largest = max_size or tuple(np.iinfo(np.int64).max for _ in shape)
     how = _growth(tau, range, min_seed_voxels, (min_size, largest), connectivity, overlaps, wrap)
     rules = _plan(frames, levels, how, exclude)
@@ -166,8 +166,9 @@ def _check_sizes(smallest: tuple[int, ...], largest: tuple[int, ...] | None) -> 
             raise TomoscaleError(f"{WHO}: min_size {low} exceeds max_size {high} along the {axis}s")
 
 
-def _within(exclude: tuple[Rect, ...], window: Window, shape: tuple[int, ...]) -> tuple[Rect, ...]:
-    """Return rectangles of whole frames as those of the part that lies there: one file serves part and whole."""
+def _within(exclude: tuple[Rect, ...], frames: Any) -> tuple[Rect, ...]:
+    """Return rectangles of whole frames as those of a part: one file of parameters serves both."""
+    window, shape = frames.place
     found = []
     for rect in exclude:
         for (start, stop), size in zip(rect, shape[1:], strict=True):
@@ -176,10 +177,10 @@ def _within(exclude: tuple[Rect, ...], window: Window, shape: tuple[int, ...]) -
                     f"{WHO}: exclude {start}:{stop} lies outside frames of {shape[1]} x {shape[2]}"
                 )
         rows, columns = (
-            (max(a, s.start) - s.start, min(b, s.stop) - s.start)
+            Span(max(a, s.start) - s.start, min(b, s.stop) - s.start)
             for (a, b), s in zip(rect, window[1:], strict=True)
         )
-        if rows[0] < rows[1] and columns[0] < columns[1]:
+        if rows.start < rows.stop and columns.start < columns.stop:
             found.append(Rect(rows, columns))
     return tuple(found)
 
