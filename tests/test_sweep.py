@@ -203,13 +203,30 @@ def test_a_picture_shows_two_planes_with_their_outlines(name, tmp_path):
     values = small_scan()
     store.create_array(path / name, values.shape, values.dtype, values.shape).write((0, 0, 0), values)
     labels = above(values, 500)
-    figure = sweep.drawn(values, labels, "title", store.open_volume(path))
+    figure = outlines.over(values, labels, "title", store.open_volume(path))
     assert len(figure.axes) == 2
     lines = [len(axes.collections[0].get_segments()) for axes in figure.axes]
     if name == "frames":
         busiest = labels[np.argmax(labels.sum((1, 2)))]
         assert lines == [len(outlines.edges(p)) for p in (labels.max(0), busiest)]
     assert pictures.png(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "lower"), [("frames", (3, 2)), ("volume", (5, 2))])
+def test_the_picture_of_a_part_is_numbered_as_the_whole(name, lower, tmp_path):
+    path = tmp_path / "x.zarr"
+    store.create_group(path, {})
+    values = small_scan()
+    store.create_array(path / name, values.shape, values.dtype, values.shape).write((0, 0, 0), values)
+    part = store.crop(store.open_volume(path), [(5, 60), (3, 20), (2, 12)])
+    labels = above(part.whole(), np.median(part.whole()))
+    first, second = outlines.over(part.whole(), labels, "title", part).axes
+    for axes, (top, left) in ((first, (3, 2)), (second, lower)):
+        assert axes.images[0].get_extent()[::3] == [left - 0.5, top - 0.5]
+        ends = np.array(axes.collections[0].get_segments())
+        assert ends.min((0, 1)).tolist() == [left - 0.5, top - 0.5]
+    busiest = 5 + np.argmax(labels.sum((1, 2)))
+    assert second.get_title("left").startswith("y = 11" if name == "volume" else f"Frame {busiest},")
 
 
 @given(

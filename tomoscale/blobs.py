@@ -14,7 +14,7 @@ from tomoscale.errors import TomoscaleError
 from tomoscale.growth import WHO, Rules
 from tomoscale.noise import Threshold
 from tomoscale.operation import operation
-from tomoscale.parameters import Count, Rect, Shape3, Share, Volume
+from tomoscale.parameters import Count, Rect, Shape3, Share, Span, Volume
 
 Level = float | str
 """A threshold in counts, or a multiple of the noise: "8 sigma"."""
@@ -80,7 +80,8 @@ def segment(
     wrap
         The scan is a full turn: the last frame meets the first. A blob across the seam ends beyond the last frame.
     exclude
-        Rectangles `r0:r1,c0:c1` of pixels without blobs, the direct beam; may be repeated.
+        Rectangles `r0:r1,c0:c1` of pixels without blobs, the direct beam; may be repeated. With `--roi` too they are
+        counted from the first pixel of the whole frames.
 
     Returns
     -------
@@ -122,7 +123,7 @@ def segment(
     levels = {name: noise.threshold(name, level) for name, level in given}
     _check(**levels, literal=range == "literal")
     _check_sizes(min_size, max_size)
-    _check_exclude(exclude, shape)
+    exclude = _within(exclude, frames)
     largest = max_size or tuple(np.iinfo(np.int64).max for _ in shape)
     how = _growth(tau, range, min_seed_voxels, (min_size, largest), connectivity, overlaps, wrap)
     rules = _plan(frames, levels, how, exclude)
@@ -165,13 +166,23 @@ def _check_sizes(smallest: tuple[int, ...], largest: tuple[int, ...] | None) -> 
             raise TomoscaleError(f"{WHO}: min_size {low} exceeds max_size {high} along the {axis}s")
 
 
-def _check_exclude(exclude: tuple[Rect, ...], shape: tuple[int, int, int]) -> None:
+def _within(exclude: tuple[Rect, ...], frames: Any) -> tuple[Rect, ...]:
+    """Return rectangles of whole frames as those of a part: one file of parameters serves both."""
+    window, shape = frames.place
+    found = []
     for rect in exclude:
         for (start, stop), size in zip(rect, shape[1:], strict=True):
             if not 0 <= start < stop <= size:
                 raise TomoscaleError(
                     f"{WHO}: exclude {start}:{stop} lies outside frames of {shape[1]} x {shape[2]}"
                 )
+        rows, columns = (
+            Span(max(a, s.start) - s.start, min(b, s.stop) - s.start)
+            for (a, b), s in zip(rect, window[1:], strict=True)
+        )
+        if rows.start < rows.stop and columns.start < columns.stop:
+            found.append(Rect(rows, columns))
+    return tuple(found)
 
 
 def _omega_of(frames: Any, n_frames: int) -> Any:

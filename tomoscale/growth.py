@@ -242,8 +242,8 @@ def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any
         marks.append(flags)
     if not lines:
         return None
-    component, line, start, stop = map(np.concatenate, (components, lines, starts, stops))
-    values, flags = np.concatenate(voxels), np.concatenate(marks)
+    component, line, start, stop = map(_end_to_end, (components, lines, starts, stops))
+    values, flags = _end_to_end(voxels), _end_to_end(marks)
     if len(lines) > 1 or (np.diff(component) < 0).any() or rules.how.wrap:
         order = np.lexsort((start, line, component))
         moved = _moved(stop - start, order)
@@ -255,6 +255,10 @@ def _gather(number: int, rules: Rules, found: Sequence[Any], joined: Any) -> Any
         closes = np.append(opens[1:], True)
         component, line, start, stop = component[opens], line[opens], start[opens], stop[closes]
     return Sparse(component, line, start, stop, values, flags)
+
+
+def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _moved(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:

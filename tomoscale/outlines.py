@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,3 +99,65 @@ def draw(axes: Axes, labels: np.ndarray, *, width: float = 0.7, first: tuple[int
 
     lines = edges(labels) + np.array(first[::-1])
     axes.add_collection(LineCollection(lines.tolist(), colors=LINE, linewidths=width), autolim=False)
+
+
+def over(voxels: np.ndarray, labels: np.ndarray, title: str, region: Any) -> Any:
+    """
+    Draw outlines of labels over an image.
+
+    Parameters
+    ----------
+    voxels, labels : (frame, row, column) or (z, y, x)
+        An image and its labels.
+    title : str
+        Above the picture.
+    region : Volume
+        What the image is a part of: a scan is shown by its maximum projection and its busiest frame, a volume by its
+        middle slices; frames, rows and columns are numbered as in the whole.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The picture.
+    """
+    from tomoscale import pictures
+    from tomoscale.pictures import Panel
+
+    spread = pictures.limits(voxels, low=16, high=84)
+    frame, row, column = (s.start for s in region.place[0])
+    noise = max((spread[1] - spread[0]) / 2, 1e-6)
+    if _is_scan(region):
+        k = int(np.argmax(np.count_nonzero(labels, axis=(1, 2))))
+        first = row, column
+        planes = [
+            ("Maximum over all frames", voxels.max(0), seen_from_the_front(voxels, labels), first),
+            (f"Frame {frame + k}, the one with most labelled pixels", voxels[k], labels[k], first),
+        ]
+        low = min(0.0, spread[0])
+        high = max(float(np.nanmax(voxels)), low + 1e-6)
+        panels = [
+            Panel(t, p.astype(np.float32), low, high, "gray", asinh=3 * noise, first=f)
+            for t, p, _, f in planes
+        ]
+    else:
+        z, y = (n // 2 for n in voxels.shape[:2])
+        planes = [
+            (f"z = {frame + z}", voxels[z], labels[z], (row, column)),
+            (f"y = {row + y}", voxels[:, y], labels[:, y], (frame, column)),
+        ]
+        low, high = pictures.limits(voxels, low=0.2)
+        panels = [
+            Panel(t, p.astype(np.float32), low, high, "gray", "value", axes=(a, "x"), first=f)
+            for a, (t, p, _, f) in zip("yz", planes, strict=True)
+        ]
+    figure = pictures.images(panels, head=title)
+    for place, (_, _, regions, first) in zip(figure.axes, planes, strict=True):
+        draw(place, regions, first=first)
+    return figure
+
+
+def _is_scan(region: Any) -> bool:
+    """Tell whether the first axis is that of the frames."""
+    stored = getattr(region, "inner", region)
+    names = getattr(getattr(stored, "info", None), "dimension_names", None)
+    return names[0] != "z" if names else getattr(getattr(stored, "path", None), "name", "") != "volume"

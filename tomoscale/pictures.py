@@ -65,6 +65,8 @@ class Panel:
         Draw a colour bar.
     shape : (int, int), optional
         Of the image before it was reduced.
+    first : (int, int)
+        Where its first pixel lies, if it is a part.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Panel:
     axes: tuple[str, str] = ("row", "column")
     bar: bool = True
     shape: tuple[int, int] | None = None
+    first: tuple[int, int] = (0, 0)
 
 
 def reduced(image: np.ndarray, how: str = "maximum", most: int = MOST_PIXELS) -> tuple[np.ndarray, int]:
@@ -174,13 +177,14 @@ def draw_image(axes: Axes, panel: Panel) -> None:
 
     image, n = reduced(panel.image, "mean" if panel.axes[0] in "zyx" else "maximum")
     rows, columns = panel.shape or panel.image.shape
+    top, left = (n - 0.5 for n in panel.first)
     norm = AsinhNorm(panel.asinh, panel.low, panel.high) if panel.asinh else Normalize(panel.low, panel.high)
     drawn = axes.imshow(
         image,
         cmap=panel.colours if isinstance(panel.colours, str) else ListedColormap(panel.colours),
         norm=norm,
         interpolation="nearest" if n > 1 or columns > 300 else "none",
-        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+        extent=(left, left + columns, top + rows, top),
     )
     axes.set_aspect("auto")
     axes.set_title(panel.title)

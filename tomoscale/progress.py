@@ -110,9 +110,7 @@ class Progress:
         elif last or time.monotonic() - self._logged > LOG_EVERY_S:
             self._logged = time.monotonic()
             end = f"in {human_time(elapsed)}" if last else left
+            pace = " ".join(filter(None, (rate, end)))
+            count = f"{self.title}: {self.finished} of {self.total} blocks"
             with contextlib.suppress(OSError):  # nobody listens any more
-                print(
-                    f"{self.title}: {self.finished} of {self.total} blocks, {rate} {end}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print(", ".join(filter(None, (count, pace))), file=sys.stderr, flush=True)

@@ -222,12 +222,12 @@ class _Trial:
         self, name: str, options: Mapping[str, Any], result: Path, row: Mapping[str, Any]
     ) -> dict[str, str]:
         """Write the picture of a result, and its parameters for the full run."""
-        from tomoscale import pictures, store
+        from tomoscale import outlines, pictures, store
 
         labels = store.open_volume(result / "labels").whole()
         title = ", ".join(f"{n} {_word(v)}" for n, v in row.items() if n != "seconds" and v != 0)
         picture, parameters = self.folder / f"{name}.png", self.folder / f"{name}.toml"
-        picture.write_bytes(pictures.png(drawn(self.voxels, labels, title, self.region)))
+        picture.write_bytes(pictures.png(outlines.over(self.voxels, labels, title, self.region)))
         presets.save(parameters, self.function, options)
         return {"picture": str(picture), "params": str(parameters)}
 
@@ -237,61 +237,6 @@ def _remove(result: Path) -> None:
     for path in result.parent.glob(f"{result.name}*"):
         shutil.rmtree(path, ignore_errors=True)
     result.with_suffix(".parquet").unlink(missing_ok=True)
-
-
-def drawn(voxels: np.ndarray, labels: np.ndarray, title: str, region: Any) -> Any:
-    """
-    Draw outlines of labels over an image.
-
-    Parameters
-    ----------
-    voxels, labels : (frame, row, column) or (z, y, x)
-        An image and its labels.
-    title : str
-        Above the picture.
-    region : Volume
-        What the image is a part of: a scan is shown by its maximum projection and its busiest frame, a volume by its
-        middle slices.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        The picture.
-    """
-    from tomoscale import outlines, pictures
-    from tomoscale.pictures import Panel
-
-    spread = pictures.limits(voxels, low=16, high=84)
-    noise = max((spread[1] - spread[0]) / 2, 1e-6)
-    if _is_scan(region):
-        k = int(np.argmax(np.count_nonzero(labels, axis=(1, 2))))
-        planes = [
-            ("Maximum over all frames", voxels.max(0), outlines.seen_from_the_front(voxels, labels)),
-            (f"Frame {k}, the one with most labelled pixels", voxels[k], labels[k]),
-        ]
-        low = min(0.0, spread[0])
-        high = max(float(np.nanmax(voxels)), low + 1e-6)
-        panels = [Panel(t, p.astype(np.float32), low, high, "gray", asinh=3 * noise) for t, p, _ in planes]
-    else:
-        z, y = (n // 2 for n in voxels.shape[:2])
-        planes = [(f"z = {z}", voxels[z], labels[z]), (f"y = {y}", voxels[:, y], labels[:, y])]
-        low, high = pictures.limits(voxels, low=0.2)
-        axes = (("y", "x"), ("z", "x"))
-        panels = [
-            Panel(t, p.astype(np.float32), low, high, "gray", "value", axes=a)
-            for (t, p, _), a in zip(planes, axes, strict=True)
-        ]
-    figure = pictures.images(panels, head=title)
-    for place, (_, _, regions) in zip(figure.axes, planes, strict=True):
-        outlines.draw(place, regions)
-    return figure
-
-
-def _is_scan(region: Any) -> bool:
-    """Tell whether the first axis is that of the frames."""
-    stored = getattr(region, "inner", region)
-    names = getattr(getattr(stored, "info", None), "dimension_names", None)
-    return names[0] != "z" if names else getattr(getattr(stored, "path", None), "name", "") != "volume"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

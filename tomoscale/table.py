@@ -14,24 +14,37 @@ from tomoscale.growth import WHO, Rules
 from tomoscale.progress import human_bytes
 
 FATES = ("kept", "too few seed voxels", "above c_max", "absorbed", "too small", "too large")
-
-
+"""The fates of a seed of `tomoscale.kernels._growth`, in words."""
 AXES = ("frame", "row", "column")
-
-
 SHOWN = 50
 """Rejected seeds that are listed for every reason, the brightest."""
-
-
 BYTES_PER_SEED = 400
+"""What numbering holds for a seed."""
 
 
 def number_blobs(rules: Rules, grown: Sequence[Any], *sigma: np.ndarray) -> dict[str, np.ndarray]:
     """
     Number the blobs by descending maximum, of equals the smaller index first.
 
-    Returns the rows of all blobs in this order, the label of every seed of every block, and of the rejected seeds
-    how many there are and the brightest; and least, median and largest of the noise, where it is known.
+    Parameters
+    ----------
+    rules : Rules
+        Shape of the scan, memory.
+    grown : sequence of mapping
+        What `growth.grow_blobs` returned for every block.
+    *sigma : (row, column) of tiles
+        The noise, where it is needed.
+
+    Returns
+    -------
+    dict
+        The rows of all blobs in this order, the label of every seed of every block, and of the rejected seeds how
+        many there are and the brightest; and least, median and largest of the noise, where it is known.
+
+    Raises
+    ------
+    TomoscaleError
+        More seeds than fit the memory, or more blobs than there are labels.
     """
     parts = [_rows(part) for part in grown]
     counts = [len(p["peak"]) for p in parts]
@@ -92,7 +105,7 @@ def table_of(rules: Rules, omega: np.ndarray | None, numbered: Any) -> Any:
     omega : (frame,), optional
         Degrees.
     numbered : sequence of mapping
-        Its only item is what `growth.number_blobs` returned.
+        Its only item is what `number_blobs` returned.
 
     Returns
     -------

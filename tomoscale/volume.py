@@ -36,6 +36,11 @@ class Volume(parameters.Volume):
         return len(self.shape)
 
     @property
+    def place(self) -> tuple[Window, tuple[int, ...]]:
+        """Where it lies in the volume that it is a part of, and the shape of that."""
+        return tuple(slice(0, n) for n in self.shape), self.shape
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all voxels."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
@@ -196,12 +201,13 @@ class CroppedVolume(Volume):
     def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(min(c, n) for c, n in zip(self.inner.chunks, self.shape, strict=True))
 
+    @property
+    def place(self) -> tuple[Window, tuple[int, ...]]:
+        outer, shape = self.inner.place
+        return _shifted(self.window, outer), shape
+
     def read(self, window: Window) -> np.ndarray:
-        return self.inner.read(
-            tuple(
-                slice(o.start + w.start, o.start + w.stop) for o, w in zip(self.window, window, strict=True)
-            )
-        )
+        return self.inner.read(_shifted(window, self.window))
 
     def identity(self) -> dict[str, Any]:
         return {**self.inner.identity(), "roi": [[s.start, s.stop] for s in self.window]}
@@ -220,6 +226,11 @@ class CroppedVolume(Volume):
         if found.shape[-2:] != self.inner.shape[1:]:
             return found
         return CroppedVolume(found, (*(slice(0, n) for n in found.shape[:-2]), *pixels))
+
+
+def _shifted(window: Window, outer: Window) -> Window:
+    """Return a window of a part as one of the whole."""
+    return tuple(slice(o.start + w.start, o.start + w.stop) for o, w in zip(outer, window, strict=True))
 
 
 def crop(volume: Volume, roi: Sequence[tuple[int, int]]) -> CroppedVolume:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._levels import OVER, SEED, TOP, Levels
+from tomoscale.kernels._shell import shell_of_runs
 from tomoscale.kernels._union import root_of, unite
 
 SEEDED, OPEN = 1, 2
@@ -118,13 +119,12 @@ def find_components(frames: NDArray, levels: Levels, open_faces: Any, connectivi
     kept = state > 0
     number = np.cumsum(kept, dtype=np.int32) - 1
     number[~kept] = -1
-    found = _compact(start, stop, values, flags, pointer, component, number, int(sizes[kept].sum()))
-    shell, shell_of = _shell(found, frames.shape, faces)
-    seeded = (state[kept] & SEEDED).astype(bool)
-    line, first, last, of, kept_values, kept_flags = found
-    return Found(
-        line, first, last, of, kept_values, kept_flags, seeded, sizes[kept], shell, shell_of, n_voxels
+    line, start, stop, of, values, flags = _compact(
+        start, stop, values, flags, pointer, component, number, int(sizes[kept].sum())
     )
+    shell = shell_of_runs(line, start, stop, of, frames.shape, faces)
+    seeded = (state[kept] & SEEDED).astype(bool)
+    return Found(line, start, stop, of, values, flags, seeded, sizes[kept], *shell, n_voxels)
 
 
 def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
@@ -140,7 +140,10 @@ def rows_of(frames: NDArray) -> tuple[NDArray, tuple[int, int]]:
 
 @compiled
 def _find_runs(voxels, steps, shape, planes, runs, bright, values, flags, pointer):  # type: ignore[no-untyped-def]
-    """List runs, the flags of each, and their voxels while these are at hand; -1 if there is no room."""
+    """
+    Fill start and stop (`runs`), flags (`bright`) and the first of each line (`pointer`), and, while they are at hand,
+    the values and flags of the voxels above c_min; return the numbers of runs, -1 if there is no room, and of voxels.
+    """
     n_frames, n_rows, n_columns = shape
     start, stop = runs[0], runs[1]
     n, v, line = 0, 0, 0
@@ -214,7 +217,11 @@ def _join_runs(start, stop, pointer, n_rows, reach, parent):  # type: ignore[no-
 
 @compiled
 def _describe(shape, start, stop, bright, pointer, parent, faces):  # type: ignore[no-untyped-def]
-    """Number the components by their first voxel, and tell which have a seed voxel, which touch an open face."""
+    """
+    Number the components by their first voxel.
+
+    Returns the component of every run; SEEDED (by the flags of its runs, `bright`) and OPEN, and the voxels of each.
+    """
     n_frames, n_rows, n_columns = shape
     component = np.empty(len(parent), np.int32)
     state = np.zeros(len(parent), np.uint8)
@@ -274,35 +281,3 @@ def _compact(start, stop, voxels, marks, pointer, component, number, n_voxels): 
                     values[v + k], flags[v + k] = voxels[first + k], marks[first + k]
             first += length
     return lines, starts, stops, components, values, flags
-
-
-def _shell(found: Any, shape: tuple[int, ...], faces: NDArray) -> tuple[NDArray, NDArray]:
-    lines, starts, stops, components, _, _ = found
-    if not faces.any():
-        return np.empty(0, np.int64), np.empty(0, np.int32)
-    count = _shell_voxels(lines, starts, stops, components, *shape, faces, np.empty(0, np.int64),
-                          np.empty(0, np.int32))  # fmt: skip
-    index, of = np.empty(count, np.int64), np.empty(count, np.int32)
-    _shell_voxels(lines, starts, stops, components, *shape, faces, index, of)
-    return index, of
-
-
-@compiled
-def _shell_voxels(lines, starts, stops, components, n_frames, n_rows, n_columns, faces, index, of):  # type: ignore[no-untyped-def]
-    """Count the voxels on open faces; list them where there is room."""
-    n = 0
-    for i in range(len(lines)):
-        z, y = lines[i] // n_rows, lines[i] % n_rows
-        outer = (
-            (z == 0 and faces[0, 0])
-            or (z == n_frames - 1 and faces[0, 1])
-            or (y == 0 and faces[1, 0])
-            or (y == n_rows - 1 and faces[1, 1])
-        )
-        for x in range(starts[i], stops[i]):
-            if outer or (x == 0 and faces[2, 0]) or (x == n_columns - 1 and faces[2, 1]):
-                if n < len(index):
-                    index[n] = np.int64(lines[i]) * n_columns + x
-                    of[n] = components[i]
-                n += 1
-    return n
