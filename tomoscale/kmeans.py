@@ -137,14 +137,8 @@ def _by_place(view: Any, how: Features, initial: Any, most_iterations: int) -> C
     else:
         extremes = histogram.extremes(how.who, view)
     like = clusters.packed(np.zeros((9, clusters.DIGITS), np.int64), np.zeros((clusters.SAMPLE, 3), np.int64))
-    survey = passes.fold(
-        view,
-        functools.partial(clusters.survey, how),
-        like,
-        combine=clusters.merged,
-        small=(extremes,),
-        scratch=clusters.SAMPLE_BYTES,
-    )
+    first, drawing = functools.partial(clusters.survey, how), clusters.SAMPLE_BYTES
+    survey = passes.fold(view, first, like, combine=clusters.merged, small=(extremes,), scratch=drawing)
     scale = passes.derive(functools.partial(clusters.scaling, how), np.zeros((3, 4)), (extremes, survey))
     none = np.zeros((how.k + 1, 5))
     if initial is None:
@@ -155,17 +149,10 @@ def _by_place(view: Any, how: Features, initial: Any, most_iterations: int) -> C
             raise TomoscaleError(f"{how.who}: initial centres are not all numbers")
         state = passes.derive(functools.partial(clusters.given, how, centres), none, (scale,))
     sums = np.zeros((how.k, 5, clusters.DIGITS), np.int64)
+    assign, step = functools.partial(clusters.assigned, how), functools.partial(clusters.moved, how)
     for _ in range(most_iterations):
         small = (extremes, scale, state)
-        added = passes.fold(
-            view,
-            functools.partial(clusters.assigned, how),
-            sums,
-            small=small,
-            scratch=ROW_BYTES,
-            settled=is_settled,
-        )
-        step = functools.partial(clusters.moved, how)
+        added = passes.fold(view, assign, sums, small=small, scratch=ROW_BYTES, settled=is_settled)
         state = passes.derive(step, none, (*small, added), settled=last_state)
     return _result(view, how, scale, state)
 
