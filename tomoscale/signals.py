@@ -16,9 +16,9 @@ STOPPING = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 
 
 def stopping() -> list[signal.Signals]:
-    """Return the signals that stop a run; not those that are ignored, as `nohup` asks for."""
+    """Return the signals that stop a run; SIGHUP not where it is ignored, as `nohup` asks for."""
     known = [signal.Signals[name] for name in STOPPING if hasattr(signal, name)]
-    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    return [n for n in known if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
 
 
 @dataclass
