@@ -154,15 +154,15 @@ def test_seeded_centres_find_what_many_restarts_find():
 
 
 def test_the_sample_of_a_volume_is_that_of_its_parts():
-    image = phases("uint16", (30, 40, 50))
+    image = phases("uint16", (50, 60, 70))
     how = clusters.Features("t", image.shape, 3, 5, 1, 20000.0, False, 0.0, True)
     ends = np.array([image.min(), image.max()], float)
 
     def part(*window):
         return clusters.survey(how, [(window, image[window])], ends)
 
-    whole = part(slice(0, 30), slice(0, 40), slice(0, 50))
-    halves = [part(slice(0, 30), slice(a, b), slice(0, 50)) for a, b in ((0, 13), (13, 40))]
+    whole = part(slice(0, 50), slice(0, 60), slice(0, 70))
+    halves = [part(slice(0, 50), slice(a, b), slice(0, 70)) for a, b in ((0, 13), (13, 60))]
     n = 9 * clusters.DIGITS
     for both in (clusters.merged(*halves), clusters.merged(*halves[::-1])):
         for got, expected in zip(both[:n].reshape(9, -1), whole[:n].reshape(9, -1), strict=True):
