@@ -165,11 +165,6 @@ class Blobs:
     def time_volume(self, method: str) -> None:
         METHODS[method](self.frames)
 
-    def track_mvoxel_per_s(self, method: str) -> float:
-        return mvoxel_per_s(METHODS[method], self.frames)
-
-    track_mvoxel_per_s.unit = "Mvoxel/s"  # type: ignore[attr-defined]
-
 
 def mvoxel_per_s(method: Callable[[NDArray], Any], frames: NDArray, repeat: int = 3) -> float:
     best = np.inf

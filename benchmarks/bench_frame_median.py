@@ -98,11 +98,6 @@ class FrameMedian:
     def time_frames(self, method: str, dtype: str, size: int) -> None:
         METHODS[method](self.frames, size)
 
-    def track_mpixel_per_s(self, method: str, dtype: str, size: int) -> float:
-        return mpixel_per_s(METHODS[method], self.frames, size)
-
-    track_mpixel_per_s.unit = "Mpixel/s"  # type: ignore[attr-defined]
-
 
 class CleanFrames:
     params = (["reference", "tomoscale"], [1, 3])
@@ -116,11 +111,6 @@ class CleanFrames:
 
     def time_block(self, method: str, size: int) -> None:
         self.clean(self.frames, size)
-
-    def track_mpixel_per_s(self, method: str, size: int) -> float:
-        return mpixel_per_s(self.clean, self.frames, size)
-
-    track_mpixel_per_s.unit = "Mpixel/s"  # type: ignore[attr-defined]
 
 
 def mpixel_per_s(

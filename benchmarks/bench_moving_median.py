@@ -115,11 +115,6 @@ class MovingMedian:
     def time_block(self, method: str, kind: str, step: int) -> None:
         METHODS[method](self.frames, step)
 
-    def track_ns_per_median(self, method: str, kind: str, step: int) -> float:
-        return ns_per_median(METHODS[method], self.frames, step, repeat=1)
-
-    track_ns_per_median.unit = "ns"  # type: ignore[attr-defined]
-
 
 def ns_per_median(
     method: Callable[[NDArray, int], NDArray], frames: NDArray, step: int, repeat: int = 3

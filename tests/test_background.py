@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask
 import numpy as np
 import oracle
 import pytest
@@ -20,7 +21,7 @@ def border(shape, width):
 
 
 def computed(cleaned):
-    return [np.asarray(field.compute(scheduler="sync")) for field in cleaned]
+    return dask.compute(*cleaned, scheduler="sync")
 
 
 def assert_equal(cleaned, expected):

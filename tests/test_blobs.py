@@ -48,7 +48,7 @@ def one_chunk_per_block(monkeypatch):
 
 def computed(frames, **options):
     found = blobs.segment(frames, **options)
-    return found.labels.compute(scheduler="sync"), found.table.compute(scheduler="sync")
+    return dask.compute(found.labels, found.table, scheduler="sync")
 
 
 def crowd(shape=(24, 26, 30), seed=0, dtype="float32"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import dask
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -81,10 +82,12 @@ def test_regions_of_the_running_sum_are_those_of_scipy_across_blocks(tmp_path, c
         )
     assert min(found.labels.numblocks[1:]) > 1
     assert count > 5
-    np.testing.assert_array_equal(computed(found.map), whole)
-    assert computed(found.threshold)[0] == level
-    np.testing.assert_array_equal(computed(found.labels), expected)
-    table = found.table.compute(scheduler="sync")
+    drawn, threshold, labels, table = dask.compute(
+        found.map, found.threshold, found.labels, found.table, scheduler="sync"
+    )
+    np.testing.assert_array_equal(drawn, whole)
+    assert threshold[0] == level
+    np.testing.assert_array_equal(labels, expected)
     assert table["label"].to_pylist() == list(range(1, count + 1))
     assert table["voxels"].to_pylist() == np.bincount(expected.ravel())[1:].tolist()
     centres = center_of_mass(np.ones_like(whole), expected, range(1, count + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import dask
 import numpy as np
 import pytest
 from conftest import write_array
@@ -63,6 +64,11 @@ def computed(lazy):
     return np.asarray(lazy.compute(scheduler="sync"))
 
 
+def together(found):
+    """Compute all of a result at once: labels, centres, inertia, iterations, scaling."""
+    return type(found)(*dask.compute(*found, scheduler="sync"))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_a_fit_is_that_of_scikit_learn_from_the_same_centres(dtype, share):
@@ -70,17 +76,16 @@ def test_a_fit_is_that_of_scikit_learn_from_the_same_centres(dtype, share):
     threshold = None if share is None else float(np.quantile(image, share))
     keep = None if share is None else image >= threshold
     centres, labels, inertia, n_iter, deviation = sklearn_fit(image, start(image), keep)
-    found = kmeans.segment(image, initial=start(image), tolerance=0, threshold=threshold)
-    assert np.abs((computed(found.centres) - centres) / deviation).max() < 1e-9
-    np.testing.assert_array_equal(computed(found.labels), labels)
-    assert computed(found.inertia)[0] == pytest.approx(inertia, rel=1e-9)
-    assert computed(found.iterations)[0] == n_iter
+    found = together(kmeans.segment(image, initial=start(image), tolerance=0, threshold=threshold))
+    assert np.abs((found.centres - centres) / deviation).max() < 1e-9
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.inertia[0] == pytest.approx(inertia, rel=1e-9)
+    assert found.iterations[0] == n_iter
 
 
 @pytest.mark.filterwarnings("ignore")  # of dask-ml, about what it depends on
 def test_a_fit_is_that_of_dask_ml_from_the_same_centres():
     cluster_of_dask = pytest.importorskip("dask_ml.cluster", reason="dask-ml is not installed")
-    import dask
     import dask.array as da
 
     image = phases("uint16", (8, 12, 15))
@@ -113,15 +118,15 @@ def test_voxels_below_the_threshold_may_stay_as_zeros():
 def test_result_does_not_depend_on_the_chunks(tmp_path, dtype, features, chunks, monkeypatch):
     image = phases(dtype)
     options = {"features": features, "most_iterations": 8}
-    whole = [computed(f) for f in kmeans.segment(image, **options)]
+    whole = together(kmeans.segment(image, **options))
     monkeypatch.setattr("tomoscale.readings.AT_ONCE", 5000)
     monkeypatch.setattr(blocks, "volume_chunks", lambda shape, edge: tuple(min(16, n) for n in shape))
     source = write_array(tmp_path / "v.zarr", image, chunks)
     with blocks.planned_for(8_000_000, 3):
         lazy = kmeans.segment(source, **options)
     assert lazy.labels.npartitions > 1
-    for got, expected in zip(lazy, whole, strict=True):
-        np.testing.assert_array_equal(computed(got), expected)
+    for got, expected in zip(together(lazy), whole, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_rounding_between_two_centres_does_not_depend_on_where_a_window_begins():
@@ -140,17 +145,17 @@ def test_result_does_not_depend_on_the_workers(tmp_path, workers):
     source = write_array(tmp_path / "v.zarr", image, (8, 16, 16))
     with cluster.connect("local", workers=workers) as connection:
         out = run.write(kmeans.segment(source), tmp_path / "o.zarr", quiet=True, connection=connection)
-    for name, expected in kmeans.segment(image)._asdict().items():
-        np.testing.assert_array_equal(store.open_volume(out / name).whole(), computed(expected))
+    for name, expected in together(kmeans.segment(image))._asdict().items():
+        np.testing.assert_array_equal(store.open_volume(out / name).whole(), expected)
 
 
 def test_seeded_centres_find_what_many_restarts_find():
     image = phases("uint16")
     matrix, *_ = standardised(image, np.ones(image.shape, bool))
     best = KMeans(3, n_init=10, random_state=0).fit(matrix).inertia_
-    found = kmeans.segment(image)
-    assert computed(found.inertia)[0] == pytest.approx(best, rel=1e-3)
-    assert computed(found.iterations)[0] <= 5
+    found = together(kmeans.segment(image))
+    assert found.inertia[0] == pytest.approx(best, rel=1e-3)
+    assert found.iterations[0] <= 5
 
 
 def test_the_sample_of_a_volume_is_that_of_its_parts():
@@ -193,14 +198,14 @@ def test_intensities_alone_are_cut_at_the_global_optimum(counts, k, seed):
 
 def test_intensities_alone_are_labelled_by_the_nearest_centre():
     image = phases("uint8")
-    found = kmeans.segment(image, features="intensity", k=4)
-    centres = computed(found.centres)[:, 0]
+    found = together(kmeans.segment(image, features="intensity", k=4))
+    centres = found.centres[:, 0]
     model = KMeans(4, init=centres[:, None], n_init=1, tol=0).fit(image.reshape(-1, 1).astype(float))
     np.testing.assert_allclose(np.sort(model.cluster_centers_[:, 0]), centres, rtol=1e-9)
     nearest = np.abs(image[..., None].astype(float) - centres).argmin(axis=-1) + 1
-    np.testing.assert_array_equal(computed(found.labels), nearest)
+    np.testing.assert_array_equal(found.labels, nearest)
     scaled = model.inertia_ / image.var()
-    assert computed(found.inertia)[0] == pytest.approx(scaled, rel=1e-9)
+    assert found.inertia[0] == pytest.approx(scaled, rel=1e-9)
 
 
 def test_a_run_that_goes_on_does_not_repeat_its_iterations(tmp_path, monkeypatch):
@@ -237,8 +242,8 @@ def test_command_writes_what_the_function_returns_and_counts_its_passes(tmp_path
     assert "passes             1 before the blocks, up to 100 more until they settle, 1 with them" in err
     group = tmp_path / "v-kmeans.zarr"
     assert out.strip() == str(group)
-    for name, expected in kmeans.segment(source, k=2)._asdict().items():
-        np.testing.assert_array_equal(store.open_volume(group / name).whole(), computed(expected))
+    for name, expected in together(kmeans.segment(source, k=2))._asdict().items():
+        np.testing.assert_array_equal(store.open_volume(group / name).whole(), expected)
     assert store.open_volume(group / "iterations").whole()[0] <= 5
     history = json.loads((group / "zarr.json").read_text())["attributes"]["tomoscale"]["history"]
     assert history[-1]["parameters"]["k"] == 2

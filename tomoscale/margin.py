@@ -117,7 +117,8 @@ def margin_level(frames: Any, dark: Any, margin: Margin | None) -> Any:
 
     n_frames = frames.shape[0]
     if margin is None:
-        return blocks.once(da.ones(n_frames, chunks=-1, dtype=np.float64))
+        # An array as it is: `da.ones` would make every worker import dask.array.
+        return blocks.once(da.from_array(np.ones(n_frames), chunks=-1))
     parts = blocks.spans(n_frames, _frames_per_part(frames, margin))
 
     def arguments(index: Index) -> tuple[Any, ...]:
