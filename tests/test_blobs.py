@@ -19,8 +19,21 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tomoscale import (
-    background, blobs, blocks, bricks, cluster, evaluate, growth, noise, pictures, report, run, simulate, store, verify,
-)  # fmt: skip
+    background,
+    blobs,
+    blocks,
+    bricks,
+    cluster,
+    evaluate,
+    growth,
+    noise,
+    pictures,
+    report,
+    run,
+    simulate,
+    store,
+    verify,
+)
 from tomoscale import labels as labels_module
 from tomoscale import table as blob_table
 from tomoscale.errors import DamagedError, InterruptedRunError, TomoscaleError
@@ -297,14 +310,15 @@ def test_labels_of_64_bits_go_on_after_a_stop_and_are_verified_repaired_and_show
 
     stopped.__name__ = plain.__name__
     with cluster.connect("threads", threads=1) as one:
-        with monkeypatch.context() as patch, pytest.raises((InterruptedRunError, TomoscaleError)):
-            patch.setattr(growth, "paint_labels", stopped)
+        monkeypatch.setattr(growth, "paint_labels", stopped)
+        with pytest.raises((InterruptedRunError, TomoscaleError)):
             run.write(blobs.segment(source, **OPTIONS), out, connection=one, quiet=True)
+        monkeypatch.setattr(growth, "paint_labels", plain)
         run.write(blobs.segment(source, **OPTIONS), out, connection=one, quiet=True)
     labels, table = computed(crowd(), **OPTIONS)
     chunks = sorted(p for p in (out / "labels/c").rglob("*") if p.is_file())
     chunks[3].write_bytes(b"not a chunk")
-    with pytest.raises(DamagedError, match="1 of .* objects are damaged"):
+    with pytest.raises(DamagedError, match=r"1 of .* objects are damaged"):
         verify.verify(out)
     assert "1 of them made again" in verify.verify(out, repair=True)
     stored = store.open_volume(out / "labels")
