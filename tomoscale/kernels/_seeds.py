@@ -18,15 +18,7 @@ def seeds(net, most):  # type: ignore[no-untyped-def]
     There are at most so many stretches of seed voxels; each joins those it touches in the neighbouring lines before its
     own.
     """
-    pointer, start, offset, values, flags, near, reach = (
-        net[2],
-        net[3],
-        net[5],
-        net[6],
-        net[7],
-        net[8],
-        net[9],
-    )
+    pointer, start, _, offset, values, flags, near, reach = net[2:]
     n_lines = len(pointer) - 1
     begin, end, run_of = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
     top = np.empty(most, np.int64)
@@ -48,7 +40,7 @@ def seeds(net, most):  # type: ignore[no-untyped-def]
                 else:
                     inside = False
     first[n_lines] = n
-    parent = np.arange(n)
+    parent = np.arange(n, dtype=np.int32)
     for line in range(n_lines):
         for side in range(near.shape[1] // 2):
             other = near[line, side]
@@ -56,16 +48,16 @@ def seeds(net, most):  # type: ignore[no-untyped-def]
                 join_lines(
                     begin, end, first[line], first[line + 1], first[other], first[other + 1], reach, parent
                 )
-    seed, sizes, n_seeds = np.empty(n, np.int64), np.zeros(n, np.int64), 0
+    number, sizes, n_seeds = np.empty(n, np.int32), np.zeros(n, np.int64), 0
     for s in range(n):
         root = root_of(parent, s)
         if root == s:
-            seed[s] = n_seeds
+            number[s] = n_seeds
             top[n_seeds], run_of[n_seeds] = top[s], run_of[s]
             n_seeds += 1
         else:
-            seed[s] = seed[root]
-        k = seed[s]
+            number[s] = number[root]
+        k = number[s]
         sizes[k] += end[s] - begin[s]
         if values[top[s]] > values[top[k]]:
             top[k], run_of[k] = top[s], run_of[s]
