@@ -18,7 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from tomoscale import background, blobs, blocks, bricks, cluster, growth, noise, run, simulate, store, verify
+from tomoscale import (
+    background,
+    blobs,
+    blocks,
+    bricks,
+    cluster,
+    evaluate,
+    growth,
+    noise,
+    pictures,
+    report,
+    run,
+    simulate,
+    store,
+    verify,
+)
+from tomoscale import labels as labels_module
 from tomoscale import table as blob_table
 from tomoscale.errors import DamagedError, InterruptedRunError, TomoscaleError
 from tomoscale.parts import StoredParts
@@ -244,6 +260,75 @@ def test_labels_and_table_do_not_depend_on_the_workers(tmp_path, workers):
     attributes = json.loads((out / "zarr.json").read_text())["attributes"]["tomoscale"]
     assert attributes["found"]["blobs"] == found_of(table)
     assert not list(out.rglob("*.part"))
+
+
+# ---------------------------------------------------------------- more blobs than uint32 counts
+
+
+@pytest.fixture
+def few_numbers(monkeypatch):
+    """As if labels of 32 bits counted to 9: more seeds than that fit the scan."""
+    monkeypatch.setattr(labels_module, "LARGEST_UINT32", 9)
+
+
+@pytest.mark.parametrize("edges", CHUNKS[:4])
+def test_labels_have_64_bits_where_more_blobs_fit_than_32_bits_count(few_numbers, edges):
+    frames = crowd()
+    labels, table = computed(Cut(frames, edges), **OPTIONS, overlaps="claim")
+    expected, rows, _ = oracle_blobs.segment(frames, **OPTIONS, overlaps="claim")
+    assert len(rows) > 9
+    np.testing.assert_array_equal(labels, expected)
+    assert labels.dtype == np.uint64
+    assert table["label"].to_pylist() == list(range(1, len(rows) + 1))
+    assert {str(table.schema.field(n).type) for n in ("label", "absorbed_into")} == {"uint64"}
+
+
+def test_a_plan_counts_eight_bytes_for_a_label_of_64_bits(monkeypatch):
+    frames = np.zeros((64, 64, 64), np.float32)
+    narrow = run.plan(blobs.segment(frames, seed_threshold=50, c_min=5))
+    monkeypatch.setattr(labels_module, "LARGEST_UINT32", 9)
+    wide = run.plan(blobs.segment(frames, seed_threshold=50, c_min=5))
+    assert (narrow.written, wide.written) == (4 * 64**3, 8 * 64**3)
+    (painted,), (as_before,) = wide.passes, narrow.passes
+    assert painted.cost.block == 2 * as_before.cost.block
+    small = blobs.segment(frames[:2, :2, :4], seed_threshold=50, c_min=5)
+    assert small.labels.dtype == np.uint32  # 16 voxels hold no more than nine seeds
+
+
+def test_labels_of_64_bits_go_on_after_a_stop_and_are_verified_repaired_and_shown(
+    few_numbers, tmp_path, monkeypatch
+):
+    source = write_scan(tmp_path / "scan.zarr", crowd(), (12, 13, 15))
+    out = tmp_path / "out.zarr"
+    plain, calls = growth.paint_labels, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise InterruptedRunError("SIGTERM: stopped")
+        return plain(*arguments)
+
+    stopped.__name__ = plain.__name__
+    with cluster.connect("threads", threads=1) as one:
+        monkeypatch.setattr(growth, "paint_labels", stopped)
+        with pytest.raises((InterruptedRunError, TomoscaleError)):
+            run.write(blobs.segment(source, **OPTIONS), out, connection=one, quiet=True)
+        monkeypatch.setattr(growth, "paint_labels", plain)
+        run.write(blobs.segment(source, **OPTIONS), out, connection=one, quiet=True)
+    labels, table = computed(crowd(), **OPTIONS)
+    chunks = sorted(p for p in (out / "labels/c").rglob("*") if p.is_file())
+    chunks[3].write_bytes(b"not a chunk")
+    with pytest.raises(DamagedError, match=r"1 of .* objects are damaged"):
+        verify.verify(out)
+    assert "1 of them made again" in verify.verify(out, repair=True)
+    stored = store.open_volume(out / "labels")
+    assert stored.dtype == np.uint64
+    np.testing.assert_array_equal(stored.whole(), labels)
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").equals(table)
+    score = evaluate.blobs(out, out)
+    assert (score.false, score.matched) == (0, score.found)
+    monkeypatch.setattr(pictures, "png", lambda *_, **__: b"")
+    assert f"{score.found}</" in report.make(out, quiet=True).read_text("utf-8")
 
 
 # ---------------------------------------------------------------- interrupted

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tomoscale import blocks, bricks, growth, noise, parts, table, tally
+from tomoscale import blocks, bricks, growth, labels, noise, parts, table, tally
 from tomoscale.blocks import Field, Index
 from tomoscale.errors import TomoscaleError
 from tomoscale.growth import WHO, Rules
@@ -86,9 +87,9 @@ def segment(
     Returns
     -------
     Blobs
-        Lazy: `labels` (frame, row, column) uint32, 0 where there is none, numbered by descending maximum (of
-        equals, by the smaller linear index); `table`, `.compute()` of which is a pyarrow Table, and which
-        `run.write` puts beside the output as Parquet.
+        Lazy: `labels` (frame, row, column) uint32 (uint64 where the scan and the memory hold more than 4,294,967,295
+        seeds), 0 where there is none, numbered by descending maximum (of equals, by the smaller linear index);
+        `table`, `.compute()` of which is a pyarrow Table, and which `run.write` puts beside the output as Parquet.
 
     Raises
     ------
@@ -209,20 +210,25 @@ def _plan(frames: Any, levels: dict[str, Threshold], how: Any, exclude: tuple[Re
     """Cut the scan, so that the dearest pass fits."""
     itemsize = max(4, frames.dtype.itemsize)
     resources = blocks.resources()
+    room = resources.most_bytes
+    label_type = labels.dtype_of(frames.shape, how.min_seed_voxels, room // growth.BYTES_PER_SEED)
+
+    def ruled(cut: bricks.Bricks) -> Rules:
+        return Rules(
+            cut, **levels, how=how, exclude=exclude, itemsize=itemsize, room=room, label_type=label_type
+        )
 
     def cost(edges: tuple[int, ...]) -> int:
-        one = Rules(
-            bricks.Bricks(frames.shape, edges, edges), **levels, how=how, exclude=exclude, itemsize=itemsize
-        )
-        n_voxels, chunk = math.prod(edges), math.prod(frames.chunks) * itemsize
-        find = n_voxels * itemsize + growth.find_bytes(edges, itemsize, bool(exclude)) + chunk
-        return max(find, one.gather_bytes, n_voxels * 4 + chunk)
+        n_voxels, chunk = math.prod(edges), math.prod(frames.chunks)
+        find = (n_voxels + chunk) * itemsize + growth.find_bytes(edges, itemsize, bool(exclude))
+        gather = ruled(bricks.Bricks(frames.shape, edges, edges)).gather_bytes
+        return max(find, gather, (n_voxels + chunk) * label_type.itemsize)
 
     cut = bricks.cut(
-        frames.shape, frames.chunks, cost, itemsize=4, block_bytes=resources.block_bytes,
+        frames.shape, frames.chunks, cost, itemsize=label_type.itemsize, block_bytes=resources.block_bytes,
         threads=resources.threads, who=WHO,
     )  # fmt: skip
-    return Rules(cut, **levels, how=how, exclude=exclude, itemsize=itemsize)
+    return ruled(cut)
 
 
 def _lay_out(frames: Any, rules: Rules, omega: Any) -> Blobs:
@@ -234,39 +240,39 @@ def _lay_out(frames: Any, rules: Rules, omega: Any) -> Blobs:
         growth.find_components, lambda n: (frames.at(cut.window(n)), n, rules), cut.count, small=sigma,
         scratch=find_bytes,
     )  # fmt: skip
-    joined = kept(growth.join_components, lambda n: (rules,), 1, small=[found], scratch=rules.join_bytes)
-    grown = kept(
-        growth.grow_blobs, lambda n: (n, rules), cut.count, small=[found, joined], scratch=rules.gather_bytes
-    )
-    numbered = kept(
-        table.number_blobs, lambda n: (rules,), 1, small=[grown, *sigma], scratch=rules.join_bytes
-    )
+    sparse = rules.gather_bytes
+    joined = kept(growth.join_components, lambda n: (rules,), 1, small=[found], scratch=sparse)
+    grown = kept(growth.grow_blobs, lambda n: (n, rules), cut.count, small=[found, joined], scratch=sparse)
+    numbered = kept(table.number_blobs, lambda n: (rules,), 1, small=[grown, *sigma], scratch=sparse)
 
     def arguments(index: Index) -> tuple[Any, ...]:
         return int(np.ravel_multi_index(index, cut.grid)), rules
 
-    field = Field(np.dtype("u4"), cut.chunks, cut.stored)
-    small = [grown, joined, numbered]
-    labels = blocks.map_blocks(growth.paint_labels, arguments, {"labels": field}, small=small)["labels"]
+    field = Field(rules.label_type, cut.chunks, cut.stored)
+    painted = blocks.map_blocks(
+        growth.paint_labels, arguments, {"labels": field}, small=[grown, joined, numbered]
+    )["labels"]
     beside = {} if omega is None else {"omega": omega}
     blocks.state(
-        labels,
+        painted,
         image="scan",
         carried={name: blocks.copied(volume) for name, volume in beside.items()},
         beside={name: volume.identity() for name, volume in beside.items()},
-        prepare=functools.partial(prepare, frames.dtype, rules.how),
+        prepare=functools.partial(prepare, frames.dtype, rules),
     )
     angles = None if omega is None else omega.whole().astype(np.float64)
-    return Blobs(labels, parts.derived(table.table_of, numbered, rules, angles))
+    return Blobs(painted, parts.derived(table.table_of, numbered, rules, angles))
 
 
-def prepare(dtype: np.dtype, how: Any) -> None:
+def prepare(dtype: np.dtype, rules: Rules) -> None:
     """Compile the kernels on a scan of one blob."""
     scan = np.zeros((4, 4, 4), dtype)
     scan[1:3, 1:3, 1:3] = 2
-    level = noise.Threshold(1, relative=False)
-    cut = bricks.Bricks(scan.shape, (4, 4, 4), (4, 4, 4))
-    rules = Rules(cut, level, level, noise.Threshold(9, relative=False), how, (), dtype.itemsize)
+    low, high = noise.Threshold(1, relative=False), noise.Threshold(9, relative=False)
+    rules = replace(
+        rules, bricks=bricks.Bricks(scan.shape, scan.shape, scan.shape), seed_threshold=low, c_min=low, c_max=high,
+        exclude=(),
+    )  # fmt: skip
     found = [growth.find_components(scan, 0, rules)]
     joined = [growth.join_components(rules, found)]
     grown = [growth.grow_blobs(0, rules, found, joined)]

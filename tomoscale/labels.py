@@ -8,6 +8,7 @@ blocks takes part, so that joining costs no more than their surface.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,6 +42,34 @@ class Joined(NamedTuple):
 
 BYTES_PER_SHELL_VOXEL = 40
 """What joining holds for a voxel on an open face."""
+LARGEST_UINT32 = 2**32 - 1
+
+
+def dtype_of(shape: Sequence[int], smallest: int, most: int) -> np.dtype:
+    """
+    Return the type of labels in which components that do not touch can be numbered from 1.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        Of the volume. Between two of them, along a path through all voxels, lies a voxel of none.
+    smallest : int
+        Voxels of the smallest component.
+    most : int
+        How many there may be at most for another reason.
+
+    Returns
+    -------
+    numpy.dtype
+        uint32, or uint64 where that may not be enough.
+
+    Examples
+    --------
+    >>> [str(dtype_of((7200, 2048, 2048), n, 2**34)) for n in (1, 8)]
+    ['uint64', 'uint32']
+    """
+    fit = math.prod(shape) // max(2, smallest) + 1
+    return np.dtype(np.uint32 if min(fit, most) <= LARGEST_UINT32 else np.uint64)
 
 
 def open_faces(window: Window, shape: Sequence[int], wrap: bool = False) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tomoscale.errors import TomoscaleError
-from tomoscale.growth import WHO, Rules
+from tomoscale.growth import BYTES_PER_SEED, WHO, Rules
 from tomoscale.progress import human_bytes
 
 FATES = ("kept", "too few seed voxels", "above c_max", "absorbed", "too small", "too large")
@@ -18,8 +18,6 @@ FATES = ("kept", "too few seed voxels", "above c_max", "absorbed", "too small", 
 AXES = ("frame", "row", "column")
 SHOWN = 50
 """Rejected seeds that are listed for every reason, the brightest."""
-BYTES_PER_SEED = 400
-"""What numbering holds for a seed."""
 
 
 def number_blobs(rules: Rules, grown: Sequence[Any], *sigma: np.ndarray) -> dict[str, np.ndarray]:
@@ -44,22 +42,20 @@ def number_blobs(rules: Rules, grown: Sequence[Any], *sigma: np.ndarray) -> dict
     Raises
     ------
     TomoscaleError
-        More seeds than fit the memory, or more blobs than there are labels.
+        More seeds than fit the memory.
     """
     parts = [_rows(part) for part in grown]
     counts = [len(p["peak"]) for p in parts]
-    if sum(counts) * BYTES_PER_SEED > rules.join_bytes:
+    if sum(counts) * BYTES_PER_SEED > rules.room:
         raise TomoscaleError(
             f"{WHO}: {sum(counts):,} seeds need {human_bytes(sum(counts) * BYTES_PER_SEED)} of "
-            f"{human_bytes(rules.join_bytes)}: raise seed_threshold or min_seed_voxels, or give a larger --memory"
+            f"{human_bytes(rules.room)}: raise seed_threshold or min_seed_voxels, or give a larger --memory"
         )
     rows = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
     offset = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     order = np.lexsort((rows["place"], -rows["peak"]))
     blobs = order[rows["fate"][order] == 0]
-    if len(blobs) > np.iinfo(np.uint32).max:
-        raise TomoscaleError(f"{WHO}: {len(blobs):,} blobs; labels count to {np.iinfo(np.uint32).max:,}")
-    label = np.zeros(len(order), np.uint32)
+    label = np.zeros(len(order), rules.label_type)
     label[blobs] = np.arange(1, len(blobs) + 1)
     owner = np.where(rows["owner"] >= 0, rows["owner"] + np.repeat(offset[:-1], counts), -1)
     owner_label = np.where(owner >= 0, label[owner] if len(label) else 0, 0)
@@ -118,7 +114,7 @@ def table_of(rules: Rules, omega: np.ndarray | None, numbered: Any) -> Any:
     integers, sums = rows["integers"], rows["sums"]
     peak = dict(zip(AXES, np.unravel_index(rows["place"], shape), strict=True))
     columns: dict[str, Any] = {
-        "label": np.arange(1, len(integers) + 1, dtype=np.uint32),
+        "label": np.arange(1, len(integers) + 1, dtype=rules.label_type),
         "peak": rows["peak"],
         **{f"peak_{a}": peak[a].astype(np.int64) for a in AXES},
         "voxels": integers[:, 1],
@@ -134,7 +130,7 @@ def table_of(rules: Rules, omega: np.ndarray | None, numbered: Any) -> Any:
     columns |= _second_moments(sums, way)
     columns["seed_voxels"] = integers[:, 0]
     columns["touches_border"] = _touches_border(integers, shape, rules.how.wrap)
-    columns["absorbed_into"] = rows["absorbed_into"].astype(np.uint32)
+    columns["absorbed_into"] = rows["absorbed_into"].astype(rules.label_type)
     found = json.dumps({"blobs": found_of(rules, rows)})
     return pa.table(columns).replace_schema_metadata({"tomoscale": found})
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tomoscale.kernels._compile import compiled
 from tomoscale.kernels._flood import flood, neighbours, split
-from tomoscale.kernels._levels import OVER, SEED, TOP
+from tomoscale.kernels._levels import OVER, TOP
 from tomoscale.kernels._paint import owned
+from tomoscale.kernels._seeds import seeds
 from tomoscale.kernels._sums import box_of, sum_up
 
 KEPT, FEW_VOXELS, ABOVE_C_MAX, ABSORBED, SMALL, LARGE = range(6)
@@ -157,58 +158,18 @@ def grow(sparse: Sparse, shape: tuple[int, int, int], how: Growth) -> Grown:
         int(how.connectivity == 26),
     )
     room = int(((stop - start + 1) // 2).sum(dtype=np.int64))
-    work = np.zeros((len(line), 3), np.int32), np.empty((room, 4), np.int32), np.empty(room, np.int32)
-    run, column, voxel, peak, count = _seeds(net, *work)
+    run, column, voxel, peak, count = seeds(net, room)
     # One component after the other: its voxels stay in the cache.
     order = np.lexsort((voxel, -peak, component[run]))
     run, column, voxel, peak, count = run[order], column[order], voxel[order], peak[order], count[order]
     owner = np.full(len(values), -1, np.int32)
+    work = np.zeros((len(line), 3), np.int32), np.empty((room, 4), np.int32), np.empty(room, np.int32)
     fate, integers, sums = _grow_all(
         net, run, column, voxel, peak, count, how.tau, how.literal, how.min_seed_voxels, how.sizes, how.claim,
         how.wrap, shape[0], owner, *work,
     )  # fmt: skip
     index = line[run] * shape[2] + column
     return Grown(fate, peak, index, owner[voxel], integers, sums, *owned(line, start, stop, owner))
-
-
-@compiled
-def _seeds(net, splits, pool, queue):  # type: ignore[no-untyped-def]
-    """Return run, column, voxel, value of the maximum and the size of every component of seed voxels."""
-    start, offset, values, flags = net[3], net[5], net[6], net[7]
-    at_run, at_column, at_voxel = [np.int64(0)], [np.int64(0)], [np.int64(0)]
-    peaks, counts = [0.0], [np.int64(0)]
-    none, limits = np.empty(0, np.int32), (np.inf, SEED, np.inf, 0)
-    me, n_pool = np.int32(-1), 0
-    for run in range(len(start)):
-        if splits[run, 0] != me:
-            n_pool = split(start, offset, values, flags, run, limits, none, False, me, splits, pool, n_pool)
-        for s in range(splits[run, 1], splits[run, 2]):
-            if pool[s, 3]:
-                continue
-            queue[0] = s
-            n, n_pool = flood(net, limits, none, False, me, splits, pool, n_pool, queue)
-            top, voxel, at, column, count = -np.inf, np.int64(-1), np.int64(0), np.int64(0), np.int64(0)
-            for k in range(n):
-                t = queue[k]
-                r = pool[t, 2]
-                shift = offset[r] - start[r]
-                count += pool[t, 1] - pool[t, 0]
-                for x in range(pool[t, 0], pool[t, 1]):
-                    value = values[shift + x]
-                    if value > top or (value == top and shift + x < voxel):
-                        top, voxel, at, column = value, shift + x, np.int64(r), np.int64(x)
-            at_run.append(at)
-            at_column.append(column)
-            at_voxel.append(voxel)
-            peaks.append(top)
-            counts.append(count)
-    return (
-        np.array(at_run)[1:],
-        np.array(at_column)[1:],
-        np.array(at_voxel)[1:],
-        np.array(peaks)[1:],
-        np.array(counts)[1:],
-    )
 
 
 @compiled

@@ -10,29 +10,25 @@ from tomoscale.kernels._compile import compiled
 @compiled
 def owned(line, start, stop, owner):  # type: ignore[no-untyped-def]
     """Return the stretches of one owner."""
-    count = 0
-    v = 0
-    for run in range(len(line)):
-        before = -1
-        for _ in range(start[run], stop[run]):
-            count += owner[v] >= 0 and owner[v] != before
-            before = owner[v]
-            v += 1
-    lines = np.empty(count, np.int64)
-    starts, stops, of = np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32)
-    n = -1
-    v = 0
+    most = len(owner)  # memory that is not written is none
+    lines = np.empty(most, np.int64)
+    starts, stops, of = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
+    n = v = 0
     for run in range(len(line)):
         before = -1
         for x in range(start[run], stop[run]):
-            if owner[v] >= 0:
-                if owner[v] != before:
+            who = owner[v]
+            if who != before:
+                if before >= 0:
+                    stops[n - 1] = x
+                if who >= 0:
+                    lines[n], starts[n], of[n] = line[run], x, who
                     n += 1
-                    lines[n], starts[n], of[n] = line[run], x, owner[v]
-                stops[n] = x + 1
-            before = owner[v]
+                before = who
             v += 1
-    return lines, starts, stops, of
+        if before >= 0:
+            stops[n - 1] = stop[run]
+    return lines[:n], starts[:n], stops[:n], of[:n]
 
 
 @compiled

@@ -1,24 +1,28 @@
 """
 Memory asked for before it is needed.
 
-From one frame to the next a tile of pixels jumps by a whole image, further than any processor looks ahead by itself.
+From one frame to the next a tile of pixels jumps by a whole image, further than any processor looks ahead by itself;
+and a long array is read faster where the next page is asked for before this one ends.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tomoscale.kernels._compile import part
+from tomoscale.kernels._compile import inlined, part
 
 AHEAD = 8
 """Frames; 4 to 32 differ little."""
 LINE = 64
 """Bytes of a cache line, or half of one."""
+PAGE = 4096
+"""Bytes; no processor looks beyond the end of one by itself."""
 
 
 @part
@@ -28,6 +32,13 @@ def prefetch_tile(raw, frame, first, width):  # type: ignore[no-untyped-def]
         row = raw[frame + AHEAD]
         for j in range(first, min(first + width, row.size), LINE // raw.itemsize):
             _prefetch(row, j)
+
+
+@inlined
+def prefetch_beyond(array, first, count):  # type: ignore[no-untyped-def]
+    """Ask for what lies a page behind some items of an array that is read from its beginning to its end."""
+    for k in range(0, count, LINE // array.itemsize):
+        _prefetch(array, first + np.uint64(PAGE // array.itemsize + k))
 
 
 @intrinsic
