@@ -657,6 +657,19 @@ def test_images_and_complex_or_wide_frames_are_refused():
             blobs.segment(frames, seed_threshold=50, c_min=5)
 
 
+def test_large_blobs_that_begin_in_one_block_of_a_small_scan_are_gathered(monkeypatch):
+    monkeypatch.undo()
+    frames = np.zeros((216, 240, 240), np.float32)
+    for column in (10, 30, 50):
+        frames[:, :, column : column + 4] = column
+    with blocks.planned_for(2**30, 2):
+        found = blobs.segment(frames, seed_threshold=8, c_min=2)
+    assert found.labels.npartitions > 1
+    labels, table = dask.compute(found.labels, found.table, scheduler="sync")
+    assert table["voxels"].to_pylist() == [216 * 240 * 4] * 3
+    np.testing.assert_array_equal(labels, np.select([frames == c for c in (50, 30, 10)], (1, 2, 3)))
+
+
 @pytest.mark.parametrize("edges", [(64, 64, 64), (32, 32, 64)])
 def test_a_c_min_that_percolates_is_an_error_that_says_what_to_raise(edges):
     frames = np.random.default_rng(0).normal(0, 1, (64, 64, 64)).astype(np.float32)

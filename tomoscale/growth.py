@@ -26,6 +26,8 @@ WHO = "blobs.segment"
 RUNS = ("component", "line", "start", "stop")
 PERCOLATING = 1 << 17
 """Voxels from which a component that holds most of the foreground is no blob."""
+LEAST_GATHERED = 1 << 18
+"""Voxels that a task may gather however small its block is: what begins in a block may go on in others."""
 BYTES_PER_SEED = 400
 """What numbering holds for a seed."""
 
@@ -77,8 +79,9 @@ class Rules:
 
     @property
     def most_gathered(self) -> int:
-        """Voxels that one task may gather."""
-        return max(1 << 18, int(np.prod(self.bricks.edges, dtype=np.int64)) // 6)
+        """Voxels that one task may gather: all of a small block, a sixth of a large one."""
+        n_voxels = int(np.prod(self.bricks.edges, dtype=np.int64))
+        return max(LEAST_GATHERED, min(n_voxels, 8 * LEAST_GATHERED), n_voxels // 6)
 
     @property
     def gather_bytes(self) -> int:
