@@ -268,6 +268,18 @@ def test_any_network_with_a_stated_halo_runs_without_seams(monkeypatch):
     np.testing.assert_array_equal(found[far], expected.argmax(0)[far])
 
 
+def test_a_network_that_writes_on_what_it_is_given_does_no_harm():
+    class Centred(torch.nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5)
+
+    volume = volume_of()
+    given = volume.copy()
+    found = predict.segment(volume, stated(Centred(), halo=(0, 0, 0), stride=(1, 1, 1)), flips="zyx")
+    np.testing.assert_array_equal(found["labels"].compute(), given > 0.5)
+    np.testing.assert_array_equal(volume, given)
+
+
 def test_networks_that_cannot_run_tile_by_tile_are_refused():
     def refused(module, said, halo=(1, 1, 1), stride=(1, 1, 1), **options):
         with pytest.raises(TomoscaleError, match=said):
@@ -300,7 +312,7 @@ def test_a_volume_or_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     ):
         predict.segment(volume_of(), colour)
     with (
-        blocks.planned_for(10**6, 1),
+        blocks.planned_for(2 * 10**5, 1),
         pytest.raises(
             TomoscaleError, match=r"block of 7 x 16 x 16 needs .* give more --memory, or fewer --threads"
         ),
@@ -619,6 +631,27 @@ def test_a_worker_loads_a_checkpoint_once(stored, monkeypatch):
     monkeypatch.setattr(checkpoint, "read", lambda p: (reads.append(p), read(p))[1])
     lazy["labels"].compute(scheduler="sync")
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize(("threads", "each"), [(1, 4), (2, 2), (8, 1)])
+def test_threads_that_compute_side_by_side_share_the_cores(threads, each, stored, tmp_path, monkeypatch):
+    seen = []
+
+    def noted(self, x, *part, inner=networks.UNet.forward):
+        if x.device.type != "meta":
+            seen.append(torch.get_num_threads())
+        return inner(self, x, *part)
+
+    torch.set_num_threads(4)
+    try:
+        monkeypatch.setattr(forward, "CORES", 4)
+        monkeypatch.setattr(networks.UNet, "forward", noted)
+        with cluster.connect("threads", threads=threads) as connection:
+            run.write(small_blocks(*stored), tmp_path / "out.zarr", connection=connection, quiet=True)
+        assert set(seen) == {each}
+        assert torch.get_num_threads() == 4, "who called goes on with all of them"
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.slow

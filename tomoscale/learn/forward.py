@@ -214,7 +214,8 @@ def _forward(
             for one in fixed:
                 one.rows = rows
             try:
-                sent = batch.to(how.device, non_blocking=True)
+                # A network of others may write on what it is given, which is read again, or may be the user's own.
+                sent = batch.to(how.device, non_blocking=True, copy=not model.cuts)
                 out = network(sent, spatial) if model.cuts else network(sent)[(..., *spatial)]
             except Measured:
                 assert meter is not None

@@ -229,7 +229,7 @@ def stated(
         names,
         scaling or Scaling(),
         norms,
-        memory.appetite(module, 1, halo, stride, cuts=isinstance(module, UNet) and not norms),
+        memory.appetite(module, 1, halo, stride, cuts=type(module) is UNet and not norms),
     )
 
 
