@@ -80,5 +80,7 @@ class Budget(NamedTuple):
 
     def batch(self, tiles: Tiles) -> int:
         """Return how many slices go through the network together."""
-        fitting = [n for n in range(1, MOST_SLICES + 1) if self.fits(tiles, n)]
-        return 1 if self.model.dimensions == 3 else max(fitting, default=1)
+        if self.model.dimensions == 3:
+            return 1
+        most = min(MOST_SLICES, tiles.largest[0])
+        return max((n for n in range(1, most + 1) if self.fits(tiles, n)), default=1)

@@ -48,6 +48,13 @@ def _extremes_of_all(each: np.ndarray) -> np.ndarray:
     return np.array([each[:, 0].min(), each[:, 1].max()])
 
 
+def swept(tiles: Tiles) -> Tiles:
+    """Return the blocks of a pass for statistics: those of the run, over the volume as it is continued."""
+    size = tuple(-(-n // s) * s for n, s in zip(tiles.size, tiles.stride, strict=True))
+    edge = tuple(max(s, min(b, n) // s * s) for b, n, s in zip(tiles.block, size, tiles.stride, strict=True))
+    return Tiles(tiles.size, tuple(slice(0, n) for n in size), edge, edge, tiles.stages)
+
+
 def statistics(
     volume: Any,
     model: Model,
@@ -84,25 +91,22 @@ def statistics(
     """
     from tomoscale.learn.forward import FLIPS
 
-    stride = tiles.stride
-    size = tuple(-(-n // s) * s for n, s in zip(tiles.size, stride, strict=True))
-    edge = tuple(max(s, min(b, n) // s * s) for b, n, s in zip(tiles.block, size, stride, strict=True))
-    swept = Tiles(tiles.size, tuple(slice(0, n) for n in size), edge, edge, tiles.stages)
-    slabs, rest = swept.grid[0], list(np.ndindex(len(swept.grid[1]), len(swept.grid[2])))
+    sweep = swept(tiles)
+    slabs, rest = sweep.grid[0], list(np.ndindex(len(sweep.grid[1]), len(sweep.grid[2])))
     flat = model.dimensions == 2
     rows = blocks.lengths(slabs) if flat else (1,) * len(slabs)
     n_flips = len(FLIPS[how.flips])
-    held = scratch(swept, how.batch)
+    held = scratch(sweep, how.batch)
     fixed: list[Any] = []
     for layer, (_, n_features) in enumerate(model.norms):
         small = [a for a in (scaled, *fixed) if a is not None]
 
         def arguments(index: Index, layer: int = layer) -> tuple[Any, ...]:
-            core = swept.core((index[0], *rest[index[1]]))
+            core = sweep.core((index[0], *rest[index[1]]))
             return (
-                volume.at(swept.inside(swept.window(core))),
+                volume.at(sweep.inside(sweep.window(core))),
                 model,
-                swept,
+                sweep,
                 core,
                 how,
                 layer,

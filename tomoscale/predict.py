@@ -94,7 +94,7 @@ def segment(
     extremes = calibration.extremes(whole) if network.scaling.kind == "range" else None
     statistics = (
         None
-        if tiles.is_whole or not network.norms
+        if not _is_measured(network, tiles)
         else calibration.statistics(whole, network, tiles, how, budget.scratch, extremes)
     )
     name = "probabilities" if probabilities else "labels"
@@ -127,27 +127,41 @@ def _cut(model: Model, volume: Any, region: Window, budget: Budget, chunks: Shap
     stages = tuple(
         s._replace(halo=(0,) * flat + s.halo, stride=(1,) * flat + s.stride) for s in model.appetite.stages
     )
+
+    def fits(tiles: Tiles) -> bool:
+        return all(map(budget.fits, _passes(model, tiles)))
+
     threads = blocks.resources().threads
     given = None if chunks is None else tuple(map(min, chunks, volume.shape))
     if model.norms and model.dimensions == 2:
         everything = tuple(s._replace(halo=(0, *volume.shape[1:])) for s in stages)
         found = cut(
-            volume.shape, region, everything, budget.fits,
+            volume.shape, region, everything, fits,
             threads=threads, chunks=given, whole=(False, True, True),
         )  # fmt: skip
         if found is not None:
             return found
-    found = cut(volume.shape, region, stages, budget.fits, threads=threads, chunks=given)
+    found = cut(volume.shape, region, stages, fits, threads=threads, chunks=given)
     if found is None:
         edge = tuple(min(c, n) for c, n in zip(given or (16, 16, 16), volume.shape, strict=True))
         least = Tiles(volume.shape, region, edge, edge, stages)
-        need, may = budget.block(least), blocks.resources().most_bytes
+        need, may = max(map(budget.block, _passes(model, least))), blocks.resources().most_bytes
         advice = "smaller --chunks, or " if chunks and max(chunks) > 16 else ""
         raise TomoscaleError(
             f"predict.segment: a block of {_times(edge)} needs {_times(least.largest)} voxels around it, which take "
             f"{human_bytes(need)}, and may take {human_bytes(may)}; give {advice}more --memory, or fewer --threads"
         )
     return found
+
+
+def _is_measured(model: Model, tiles: Tiles) -> bool:
+    """Tell whether statistics must be known first: there are some, and blocks do not see all that they are of."""
+    return bool(model.norms) and not tiles.are_whole(model.dimensions)
+
+
+def _passes(model: Model, tiles: Tiles) -> list[Tiles]:
+    """Return the blocks of the run, and those of the passes for statistics that come before."""
+    return [tiles, calibration.swept(tiles)] if _is_measured(model, tiles) else [tiles]
 
 
 def _described(model: Model, tiles: Tiles, how: How, calibrated: bool) -> str:

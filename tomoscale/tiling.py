@@ -139,11 +139,10 @@ class Tiles:
         work = sum(s.work * math.prod(map(sum, self._seen_by(s))) for s in self.stages)
         return work / math.prod(lengths(self.region))
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every block sees the whole volume."""
+    def are_whole(self, dimensions: int) -> bool:
+        """Tell whether every block sees whole slices, in two dimensions, or the whole volume."""
         seen = zip(self._seen_by(self.stages[0]), self.size, self.stride, strict=True)
-        return all(set(w) == {-(-n // s) * s} for w, n, s in seen)
+        return all(set(w) == {-(-n // s) * s} for w, n, s in list(seen)[-dimensions:])
 
     def _seen_by(self, stage: Stage) -> list[tuple[int, ...]]:
         """Return how much of every axis a stage sees, block by block."""
