@@ -9,7 +9,7 @@ largest of a logit, in standard deviations of the logits; labels are those that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -142,9 +142,9 @@ def whole_run(network: networks.UNet) -> list[tuple[str, float, float]]:
     """Run the command's way from Zarr to Zarr on one thread; time that, and the network alone on the same tiles."""
     inner, tiles = networks.UNet.forward, []
 
-    def noted(self: networks.UNet, x: torch.Tensor) -> torch.Tensor:
-        tiles.append(x.clone())
-        return inner(self, x)
+    def noted(self: networks.UNet, x: torch.Tensor, part: Sequence[slice]) -> torch.Tensor:
+        tiles.append((x.clone(), part))
+        return inner(self, x, part)
 
     volume = (np.random.default_rng(0).random((48, 192, 192)) * 60_000).astype("u2")
     with TemporaryDirectory() as folder, cluster.connect("threads", threads=1, memory=2 * 10**9) as workers:
@@ -159,8 +159,8 @@ def whole_run(network: networks.UNet) -> list[tuple[str, float, float]]:
         whole_s = time.perf_counter() - begin
     begin = time.perf_counter()
     with torch.inference_mode():
-        for tile in tiles:
-            network(tile)
+        for tile, part in tiles:
+            network(tile, part)
     alone_s = time.perf_counter() - begin
     return [
         (f"the network alone, {len(tiles)} tiles", alone_s, 1.0),

@@ -85,6 +85,21 @@ def test_a_perturbation_beyond_the_halo_changes_nothing_and_one_within_does():
             assert not torch.equal(network(near)[tuple(block)], quiet)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_part_is_the_same_as_in_the_whole(name):
+    """Wherever it lies: at an end of the volume, off the grid of the stride, one voxel."""
+    network = networks.build(SMALL[name], seed=0).eval()
+    size = [10 * s for s in network.stride]
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1, *size)).astype("f4"))
+    with torch.no_grad():
+        whole = network(x)
+        for start, length in ((0, 1), (0, 7), (3, 4), (1, 1), (5, 5)):
+            part = [slice(start, min(start + length, n)) for n in size]
+            found = network(x, part)
+            assert found.shape[2:] == tuple(p.stop - p.start for p in part)
+            torch.testing.assert_close(found, whole[(..., *part)], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "halo", "stride", "mflop"),
     [

@@ -1,13 +1,12 @@
-"""What a block of a network's run holds, by the shapes of its window and of itself: arithmetic before anything runs."""
+"""What a block of a network's run holds, by the shapes of what it sees and of itself: arithmetic before it runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tomoscale import blocks
-from tomoscale.tiling import Tiles
+from tomoscale.tiling import Stage, Tiles
 
 if TYPE_CHECKING:
     from tomoscale.learn.forward import How
@@ -45,41 +44,43 @@ class Budget(NamedTuple):
     how: How
     device_bytes: int | None
 
-    def forward(self, window: Sequence[int], batch: int = 1) -> int:
+    def forward(self, tiles: Tiles, batch: int = 1) -> int:
         """Count the bytes of a forward pass."""
-        return (
-            int(self.seen(window, batch) * self.model.appetite.bytes_per_voxel) + self.model.appetite.weights
-        )
+        stages = (int(self.seen(tiles, s, batch) * s.bytes_per_voxel) for s in tiles.stages)
+        return max(stages) + self.model.appetite.weights
 
-    def seen(self, window: Sequence[int], batch: int = 1) -> int:
-        """Count the voxels that go through the network together."""
-        return math.prod(window) if self.model.dimensions == 3 else batch * math.prod(window[1:])
+    def seen(self, tiles: Tiles, stage: Stage, batch: int = 1) -> int:
+        """Count the voxels that go through a stage of the network together."""
+        depth, *plane = tiles.largest_of(stage)
+        return (depth if self.model.dimensions == 3 else batch) * math.prod(plane)
 
-    def scratch(self, window: Sequence[int], block: Sequence[int], batch: int = 1) -> int:
+    def scratch(self, tiles: Tiles, batch: int = 1) -> int:
         """Count what a block holds beside input and output: scaled, mirrored, its features, its logits."""
-        tile = 3 * 4 * math.prod(window)
-        logits = (3 if self.how.flips != "none" else 2) * 4 * self.model.outputs * math.prod(block)
+        window = 3 * 4 * math.prod(tiles.largest)
+        logits = (3 if self.how.flips != "none" else 2) * 4 * self.model.outputs * math.prod(tiles.block)
         return (
-            LIBRARY_BYTES + tile + logits + (self.forward(window, batch) if self.device_bytes is None else 0)
+            LIBRARY_BYTES + window + logits + (self.forward(tiles, batch) if self.device_bytes is None else 0)
         )
 
-    def fits(self, window: tuple[int, ...], block: tuple[int, ...], batch: int = 1) -> bool:
-        """Tell whether a block may be so large."""
-        if self.seen(window, batch) * self.model.appetite.elements_per_voxel > MOST_ELEMENTS:
+    def fits(self, tiles: Tiles, batch: int = 1) -> bool:
+        """Tell whether blocks may be so large."""
+        if any(self.seen(tiles, s, batch) * s.elements_per_voxel > MOST_ELEMENTS for s in tiles.stages):
             return False
-        if self.device_bytes is not None and self.forward(window, batch) > DEVICE_SHARE * self.device_bytes:
+        if self.device_bytes is not None and self.forward(tiles, batch) > DEVICE_SHARE * self.device_bytes:
             return False
-        return self.block(window, block, batch) <= blocks.resources().most_bytes
+        return self.block(tiles, batch) <= blocks.resources().most_bytes
 
-    def block(self, window: Sequence[int], block: Sequence[int], batch: int = 1) -> int:
+    def block(self, tiles: Tiles, batch: int = 1) -> int:
         """Count the bytes of a block in all."""
         size = self.volume.dtype.itemsize
         each = 2 * self.model.outputs if self.how.probabilities else 1
-        read = (math.prod(window) + math.prod(self.volume.chunks)) * size
-        written = 2 * each * math.prod(block)
-        return read + written + max(read, written) + self.scratch(window, block, batch)
+        read = (math.prod(tiles.largest) + math.prod(self.volume.chunks)) * size
+        written = 2 * each * math.prod(tiles.block)
+        return read + written + max(read, written) + self.scratch(tiles, batch)
 
     def batch(self, tiles: Tiles) -> int:
         """Return how many slices go through the network together."""
-        fitting = [n for n in range(1, MOST_SLICES + 1) if self.fits(tiles.largest, tiles.block, n)]
-        return 1 if self.model.dimensions == 3 else max(fitting, default=1)
+        if self.model.dimensions == 3:
+            return 1
+        most = min(MOST_SLICES, tiles.largest[0])
+        return max((n for n in range(1, most + 1) if self.fits(tiles, n)), default=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +48,19 @@ def _extremes_of_all(each: np.ndarray) -> np.ndarray:
     return np.array([each[:, 0].min(), each[:, 1].max()])
 
 
+def swept(tiles: Tiles) -> Tiles:
+    """Return the blocks of a pass for statistics: those of the run, over the volume as it is continued."""
+    size = tuple(-(-n // s) * s for n, s in zip(tiles.size, tiles.stride, strict=True))
+    edge = tuple(max(s, min(b, n) // s * s) for b, n, s in zip(tiles.block, size, tiles.stride, strict=True))
+    return Tiles(tiles.size, tuple(slice(0, n) for n in size), edge, edge, tiles.stages)
+
+
 def statistics(
     volume: Any,
     model: Model,
     tiles: Tiles,
     how: How,
-    scratch: Callable[[Sequence[int], Sequence[int], int], int],
+    scratch: Callable[[Tiles, int], int],
     scaled: Any,
 ) -> Any:
     """
@@ -72,7 +79,7 @@ def statistics(
     how : How
         As the run that comes after.
     scratch : callable
-        From window, block and batch to the bytes that a block holds beside input and output.
+        From tiles and batch to the bytes that a block holds beside input and output.
     scaled : dask.array.Array or None
         Smallest and largest value, where intensities are scaled by them.
 
@@ -84,25 +91,22 @@ def statistics(
     """
     from tomoscale.learn.forward import FLIPS
 
-    stride = tiles.stride
-    size = tuple(-(-n // s) * s for n, s in zip(tiles.size, stride, strict=True))
-    edge = tuple(max(s, min(b, n) // s * s) for b, n, s in zip(tiles.block, size, stride, strict=True))
-    swept = Tiles(tiles.size, tuple(slice(0, n) for n in size), edge, edge, tiles.halo, stride)
-    slabs, rest = swept.grid[0], list(np.ndindex(len(swept.grid[1]), len(swept.grid[2])))
+    sweep = swept(tiles)
+    slabs, rest = sweep.grid[0], list(np.ndindex(len(sweep.grid[1]), len(sweep.grid[2])))
     flat = model.dimensions == 2
     rows = blocks.lengths(slabs) if flat else (1,) * len(slabs)
     n_flips = len(FLIPS[how.flips])
-    held = scratch(swept.largest, edge, how.batch)
+    held = scratch(sweep, how.batch)
     fixed: list[Any] = []
     for layer, (_, n_features) in enumerate(model.norms):
         small = [a for a in (scaled, *fixed) if a is not None]
 
         def arguments(index: Index, layer: int = layer) -> tuple[Any, ...]:
-            core = swept.core((index[0], *rest[index[1]]))
+            core = sweep.core((index[0], *rest[index[1]]))
             return (
-                volume.at(swept.inside(swept.window(core))),
+                volume.at(sweep.inside(sweep.window(core))),
                 model,
-                swept,
+                sweep,
                 core,
                 how,
                 layer,

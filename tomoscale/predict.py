@@ -94,7 +94,7 @@ def segment(
     extremes = calibration.extremes(whole) if network.scaling.kind == "range" else None
     statistics = (
         None
-        if tiles.is_whole or not network.norms
+        if not _is_measured(network, tiles)
         else calibration.statistics(whole, network, tiles, how, budget.scratch, extremes)
     )
     name = "probabilities" if probabilities else "labels"
@@ -123,24 +123,29 @@ def _region_of(volume: Any) -> tuple[Any, Window]:
 
 def _cut(model: Model, volume: Any, region: Window, budget: Budget, chunks: Shape3 | None) -> Tiles:
     """Choose the blocks; whole slices if that spares a network over slices the passes for its statistics."""
-    flat = (0,) * (3 - model.dimensions)
-    stride = (1,) * (3 - model.dimensions) + model.stride
+    flat = 3 - model.dimensions
+    stages = tuple(
+        s._replace(halo=(0,) * flat + s.halo, stride=(1,) * flat + s.stride) for s in model.appetite.stages
+    )
+
+    def fits(tiles: Tiles) -> bool:
+        return all(map(budget.fits, _passes(model, tiles)))
+
     threads = blocks.resources().threads
     given = None if chunks is None else tuple(map(min, chunks, volume.shape))
     if model.norms and model.dimensions == 2:
-        everything = (0, *volume.shape[1:])
+        everything = tuple(s._replace(halo=(0, *volume.shape[1:])) for s in stages)
         found = cut(
-            volume.shape, region, everything, stride, budget.fits,
+            volume.shape, region, everything, fits,
             threads=threads, chunks=given, whole=(False, True, True),
         )  # fmt: skip
         if found is not None:
             return found
-    halo = flat + model.halo
-    found = cut(volume.shape, region, halo, stride, budget.fits, threads=threads, chunks=given)
+    found = cut(volume.shape, region, stages, fits, threads=threads, chunks=given)
     if found is None:
         edge = tuple(min(c, n) for c, n in zip(given or (16, 16, 16), volume.shape, strict=True))
-        least = Tiles(volume.shape, region, edge, edge, halo, stride)
-        need, may = budget.block(least.largest, edge), blocks.resources().most_bytes
+        least = Tiles(volume.shape, region, edge, edge, stages)
+        need, may = max(map(budget.block, _passes(model, least))), blocks.resources().most_bytes
         advice = "smaller --chunks, or " if chunks and max(chunks) > 16 else ""
         raise TomoscaleError(
             f"predict.segment: a block of {_times(edge)} needs {_times(least.largest)} voxels around it, which take "
@@ -149,11 +154,21 @@ def _cut(model: Model, volume: Any, region: Window, budget: Budget, chunks: Shap
     return found
 
 
+def _is_measured(model: Model, tiles: Tiles) -> bool:
+    """Tell whether statistics must be known first: there are some, and blocks do not see all that they are of."""
+    return bool(model.norms) and not tiles.are_whole(model.dimensions)
+
+
+def _passes(model: Model, tiles: Tiles) -> list[Tiles]:
+    """Return the blocks of the run, and those of the passes for statistics that come before."""
+    return [tiles, calibration.swept(tiles)] if _is_measured(model, tiles) else [tiles]
+
+
 def _described(model: Model, tiles: Tiles, how: How, calibrated: bool) -> str:
     """Say in the plan what it computes."""
     text = (
-        f"{model.dimensions}D, halo {_times(model.halo)}, tiles of {_times(tiles.largest)}; computes "
-        f"{tiles.overhead:.2f} voxels for each, {how.precision} on {how.device}"
+        f"{model.dimensions}D, halo {_times(model.halo)}, tiles of {_times(tiles.largest)}; "
+        f"{tiles.overhead:.2f} times the work of the whole at once, {how.precision} on {how.device}"
     )
     if calibrated:
         text += f"; {len(model.norms)} passes over the volume for the statistics of InstanceNorm first"
@@ -183,7 +198,7 @@ def _segment_all(
     if how.probabilities:
         n = model.outputs
         field = Field(np.dtype("f2"), ((n,), *lengths), (1, *tiles.stored))
-    scratch = budget.scratch(tiles.largest, tiles.block, how.batch)
+    scratch = budget.scratch(tiles, how.batch)
     return blocks.map_blocks(
         _segment, arguments, {"made": field}, small=small, scratch=scratch, overlaps=True
     )["made"]

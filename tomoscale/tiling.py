@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,30 @@ EDGES = (128, 64, 32, 16)
 """Edges of stored chunks, the preferred one first."""
 WORTH = 0.8
 """Smaller chunks are taken if a run then takes less than this share of the time."""
+
+
+class Stage(NamedTuple):
+    """
+    A stretch of the way through a network.
+
+    Parameters
+    ----------
+    halo : tuple of int
+        Voxels of the input that it needs on either side of a block.
+    stride : tuple of int
+        Grid on which the faces of what it sees lie; of the first stage, the shift after which the network does the
+        same again.
+    work : float
+        Its share of the work of the network over a whole volume.
+    bytes_per_voxel, elements_per_voxel : float
+        What it holds, and its largest tensor, for each voxel that it sees.
+    """
+
+    halo: tuple[int, ...]
+    stride: tuple[int, ...]
+    work: float
+    bytes_per_voxel: float
+    elements_per_voxel: float
 
 
 def around(core: slice, halo: int, stride: int, size: int) -> slice:
@@ -59,18 +84,20 @@ class Tiles:
         Edges of a block: whole chunks, or the region.
     stored : tuple of int
         Shape of a stored chunk.
-    halo : tuple of int
-        Voxels that matter on either side.
-    stride : tuple of int
-        Shift after which the network does the same again.
+    stages : tuple of Stage
+        Those of the network, along every axis of the volume; the first sees whole windows.
     """
 
     size: tuple[int, ...]
     region: Window
     block: tuple[int, ...]
     stored: tuple[int, ...]
-    halo: tuple[int, ...]
-    stride: tuple[int, ...]
+    stages: tuple[Stage, ...]
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Shift after which the network does the same again."""
+        return self.stages[0].stride
 
     @functools.cached_property
     def grid(self) -> tuple[list[slice], ...]:
@@ -86,7 +113,7 @@ class Tiles:
 
     def window(self, core: Window) -> Window:
         """Return what the network must see to compute a part; it may end behind the volume."""
-        return tuple(map(around, core, self.halo, self.stride, self.size))
+        return tuple(map(around, core, *self.stages[0][:2], self.size))
 
     def inside(self, window: Window) -> Window:
         """Return what of a window can be read."""
@@ -100,38 +127,41 @@ class Tiles:
     @property
     def largest(self) -> tuple[int, ...]:
         """Shape of the largest window, axis by axis."""
-        return tuple(max(w) for w in self._windows)
+        return self.largest_of(self.stages[0])
+
+    def largest_of(self, stage: Stage) -> tuple[int, ...]:
+        """Return the shape of the most that a stage sees, axis by axis."""
+        return tuple(max(w) for w in self._seen_by(stage))
 
     @property
     def overhead(self) -> float:
-        """Voxels that are computed for every voxel of the region."""
-        return math.prod(map(sum, self._windows)) / math.prod(lengths(self.region))
+        """Work for every voxel of the region, as a multiple of that in the whole volume."""
+        work = sum(s.work * math.prod(map(sum, self._seen_by(s))) for s in self.stages)
+        return work / math.prod(lengths(self.region))
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every block sees the whole volume."""
-        return all(
-            set(w) == {-(-n // s) * s} for w, n, s in zip(self._windows, self.size, self.stride, strict=True)
-        )
+    def are_whole(self, dimensions: int) -> bool:
+        """Tell whether every block sees whole slices, in two dimensions, or the whole volume."""
+        seen = zip(self._seen_by(self.stages[0]), self.size, self.stride, strict=True)
+        return all(set(w) == {-(-n // s) * s} for w, n, s in list(seen)[-dimensions:])
 
-    @functools.cached_property
-    def _windows(self) -> list[list[int]]:
-        """Lengths of the windows of all blocks along every axis."""
-        found = []
-        for axis, parts in enumerate(self.grid):
-            first = self.region[axis].start
-            cores = [slice(first + p.start, first + p.stop) for p in parts]
-            seen = [around(c, self.halo[axis], self.stride[axis], self.size[axis]) for c in cores]
-            found.append([w.stop - w.start for w in seen])
-        return found
+    def _seen_by(self, stage: Stage) -> list[tuple[int, ...]]:
+        """Return how much of every axis a stage sees, block by block."""
+        axes = zip(self.size, self.region, self.block, stage.halo, stage.stride, strict=True)
+        return [_windows(n, r.start, r.stop, edge, halo, stride) for n, r, edge, halo, stride in axes]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _windows(size: int, start: int, stop: int, edge: int, halo: int, stride: int) -> tuple[int, ...]:
+    """Return the lengths of the windows around the blocks of an axis; axes are shared by the ways to cut a volume."""
+    cores = (slice(a, min(a + edge, stop)) for a in range(start, stop, edge))
+    return lengths([around(core, halo, stride, size) for core in cores])
 
 
 def cut(
     size: Sequence[int],
     region: Window,
-    halo: Sequence[int],
-    stride: Sequence[int],
-    fits: Callable[[tuple[int, ...], tuple[int, ...]], bool],
+    stages: tuple[Stage, ...],
+    fits: Callable[[Tiles], bool],
     *,
     threads: int = 1,
     chunks: Sequence[int] | None = None,
@@ -146,10 +176,10 @@ def cut(
         Shape of the volume.
     region : tuple of slice
         What of it is wanted.
-    halo, stride : sequence of int
+    stages : tuple of Stage
         Of the network, along every axis.
     fits : callable
-        Whether a window and its block, by their shapes, fit the memory.
+        Whether the blocks fit the memory.
     threads : int
         That share the blocks.
     chunks : sequence of int, optional
@@ -166,11 +196,11 @@ def cut(
     best: tuple[float, Tiles] | None = None
     for edges in [tuple(chunks)] if chunks else [(e,) * len(shape) for e in EDGES]:
         stored = tuple(map(min, edges, shape))
-        for tiles in _candidates(size, region, stored, halo, stride, whole):
+        for tiles in _candidates(size, region, stored, stages, whole):
             rounds = math.ceil(tiles.n_blocks / threads) * threads / tiles.n_blocks
             time = tiles.overhead * rounds
             better = best is None or time < (WORTH if stored != best[1].stored else 1.0) * best[0]
-            if better and fits(tiles.largest, tiles.block):
+            if better and fits(tiles):
                 best = time, tiles
     return best[1] if best else None
 
@@ -179,8 +209,7 @@ def _candidates(
     size: Sequence[int],
     region: Window,
     stored: tuple[int, ...],
-    halo: Sequence[int],
-    stride: Sequence[int],
+    stages: tuple[Stage, ...],
     whole: Sequence[bool],
 ) -> list[Tiles]:
     """Return the ways to cut into blocks of whole chunks, as even as they get."""
@@ -190,4 +219,4 @@ def _candidates(
         each = {n_chunks} if uncut else {-(-n_chunks // parts) for parts in range(1, n_chunks + 1)}
         edges.append(sorted((min(e * chunk, length) for e in each), reverse=True))
     combined = np.stack(np.meshgrid(*edges, indexing="ij"), -1).reshape(-1, len(edges)).tolist()
-    return [Tiles(tuple(size), region, tuple(b), stored, tuple(halo), tuple(stride)) for b in combined]
+    return [Tiles(tuple(size), region, tuple(b), stored, stages) for b in combined]

@@ -59,6 +59,11 @@ def run(most: int, overlaps: bool, function: Callable[..., Any], *arguments: Any
         _here.most = before
 
 
+def side_by_side() -> int:
+    """Return how many threads of this process may compute at a time, with this one: 1 if nothing was said of it."""
+    return _here.most or 1
+
+
 @contextmanager
 def taken() -> Iterator[None]:
     """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from tomoscale import turns
 from tomoscale.errors import TomoscaleError
 from tomoscale.grid import Window, lengths
 from tomoscale.learn.model import Model
@@ -25,6 +26,9 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "zyx": ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)),
 }
 """Axes of (z, y, x) that are mirrored, for every pass whose probabilities are averaged."""
+
+CORES = torch.get_num_threads()
+"""Threads that PyTorch takes by itself: of a worker process as many as it was told."""
 
 _turn = threading.Lock()
 
@@ -210,12 +214,14 @@ def _forward(
             for one in fixed:
                 one.rows = rows
             try:
-                out = network(batch.to(how.device, non_blocking=True))
+                # A network of others may write on what it is given, which is read again, or may be the user's own.
+                sent = batch.to(how.device, non_blocking=True, copy=not model.cuts)
+                out = network(sent, spatial) if model.cuts else network(sent)[(..., *spatial)]
             except Measured:
                 assert meter is not None
                 found.append(meter.found)
                 continue
-            found.append(out[(..., *spatial)].float().cpu())
+            found.append(out.float().cpu())
     if layer is not None:
         return np.concatenate(found)
     logits = found[0][0] if model.dimensions == 3 else torch.cat(found).transpose(0, 1)[:, turned[0]]
@@ -254,10 +260,23 @@ def _running(how: How) -> Any:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(kind, DTYPES[how.precision], enabled=half))
+        if kind == "cpu":
+            stack.enter_context(_share_of_cores())
         if kind == "cuda":
             stack.enter_context(_turn)
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=half))
         yield
+
+
+@contextlib.contextmanager
+def _share_of_cores() -> Iterator[None]:
+    """Let threads that compute side by side share the cores: PyTorch would start as many threads for each of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, max(1, CORES // turns.side_by_side())))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -5,30 +5,47 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from tomoscale.learn.networks import UNet
 from tomoscale.learn.receptive import weightless
+from tomoscale.tiling import Stage
 
 
 class Appetite(NamedTuple):
-    """What a network takes for each voxel of its input, and for its weights."""
+    """What a network takes at every stage of a forward pass, and for its weights in bytes."""
 
-    bytes_per_voxel: float
-    elements_per_voxel: float
+    stages: tuple[Stage, ...]
     weights: int
 
 
+@dataclass
+class _Most:
+    """Of a stage: what it holds at its worst, its largest tensor, its multiplications and additions."""
+
+    bytes: int = 0
+    elements: int = 0
+    work: int = 0
+
+
 class _Live(TorchDispatchMode):
-    """Adds up the tensors that are alive."""
+    """Adds up the tensors that are alive, and the work, stage by stage."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.largest = 0
+        self.now = 0
+        self.stages = [_Most()]
         self.seen: set[int] = set()
+
+    def begin(self, *_: Any) -> None:
+        """Begin a stage."""
+        self.stages.append(_Most())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -41,7 +58,9 @@ class _Live(TorchDispatchMode):
         if "convolution" in str(function):
             # Libraries bring input and output into an order of their own.
             scratch = sum(t.numel() * t.element_size() for t in (args[0], *tensors))
-        self.peak = max(self.peak, self.now + scratch)
+            count = flop_registry[function._overloadpacket]
+            self.stages[-1].work += count(*args, **(kwargs or {}), out_val=out)
+        self.stages[-1].bytes = max(self.stages[-1].bytes, self.now + scratch)
         return out
 
     def _hold(self, tensor: torch.Tensor) -> None:
@@ -51,7 +70,7 @@ class _Live(TorchDispatchMode):
             return
         self.seen.add(key)
         self.now += n_bytes
-        self.largest = max(self.largest, tensor.numel())
+        self.stages[-1].elements = max(self.stages[-1].elements, tensor.numel())
         weakref.finalize(tensor, self._release, key, n_bytes)
 
     def _release(self, key: int, n_bytes: int) -> None:
@@ -59,7 +78,9 @@ class _Live(TorchDispatchMode):
         self.now -= n_bytes
 
 
-def appetite(network: nn.Module, channels: int, stride: Sequence[int]) -> Appetite:
+def appetite(
+    network: nn.Module, channels: int, halo: Sequence[int], stride: Sequence[int], *, cuts: bool
+) -> Appetite:
     """
     Return what a forward pass holds at its worst, in float32.
 
@@ -69,18 +90,29 @@ def appetite(network: nn.Module, channels: int, stride: Sequence[int]) -> Appeti
         Any; it is not run.
     channels : int
         Channels of its input.
-    stride : sequence of int
-        Of the network; its length is the number of spatial axes.
+    halo, stride : sequence of int
+        Of the network; their length is the number of spatial axes.
+    cuts : bool
+        Whether it is a `networks.UNet` that is asked for inner parts, so that its decoder leaves halo out.
 
     Returns
     -------
     Appetite
-        Bytes and elements for each voxel of the input, its own four bytes included.
+        Each stage for each voxel that it sees, the four bytes of the input included.
     """
     shape = tuple(8 * s for s in stride)
-    idle = weightless(network)
+    idle, reaches = weightless(network), [(tuple(halo), tuple(stride))]
     with torch.no_grad(), _Live() as live:
+        if cuts:
+            assert isinstance(idle, UNet)
+            reaches += idle.reaches
+            for up in idle.up:
+                up.register_forward_pre_hook(live.begin)
         idle(torch.zeros((1, channels, *shape), device="meta"))
-    voxels = math.prod(shape)
+    voxels, total = math.prod(shape), sum(s.work for s in live.stages)
+    stages = tuple(
+        Stage(*reach, s.work / total if cuts else 1.0, s.bytes / voxels, s.elements / voxels)
+        for reach, s in zip(reaches, live.stages, strict=True)
+    )
     weights = sum(t.numel() * t.element_size() for t in (*idle.parameters(), *idle.buffers()))
-    return Appetite(live.peak / voxels, live.largest / voxels, 2 * weights)
+    return Appetite(stages, 2 * weights)

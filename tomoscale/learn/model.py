@@ -77,6 +77,11 @@ class Model:
         """2 for a network over slices, 3 for one over volumes."""
         return len(self.halo)
 
+    @property
+    def cuts(self) -> bool:
+        """Whether the network is asked for the inner part of a tile alone: an InstanceNorm must see all of it."""
+        return len(self.appetite.stages) > 1
+
     def identity(self) -> dict[str, Any]:
         """Return what tells this model from another."""
         found = {"sha256": self.sha256, "halo": list(self.halo), "stride": list(self.stride)}
@@ -224,7 +229,7 @@ def stated(
         names,
         scaling or Scaling(),
         norms,
-        memory.appetite(module, 1, tuple(stride)),
+        memory.appetite(module, 1, halo, stride, cuts=type(module) is UNet and not norms),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +12,14 @@ from tomoscale.learn import receptive
 from tomoscale.learn.architecture import PRESETS, Architecture
 from tomoscale.learn.receptive import Span
 
-__all__ = ["PRESETS", "Architecture", "Residual", "UNet", "build", "empty", "flops"]
+__all__ = ["PRESETS", "Architecture", "Level", "Residual", "UNet", "build", "empty", "flops"]
+
+
+class Level(NamedTuple):
+    """What a step of the decoder is given, along every axis, and what of its output is wanted."""
+
+    given: tuple[Span, ...]
+    wanted: tuple[Span, ...]
 
 
 class UNet(nn.Module):
@@ -44,28 +51,59 @@ class UNet(nn.Module):
             below = width
         self.head = layers.convolution(below, a.outputs, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of (batch, channel, z, y, x), or of (batch, channel, y, x) in two dimensions."""
+    def forward(self, x: torch.Tensor, inner: Sequence[slice] | None = None) -> torch.Tensor:
+        """
+        Return the logits of (batch, channel, z, y, x), or of (batch, channel, y, x) in two dimensions.
+
+        Of an inner part they are the same as of the whole; what it does not depend on the decoder leaves out. That is
+        most of the halo where most of the work is: at the finest level two voxels of it are left.
+        """
+        size = x.shape[2:]
+        part = [(s.start, s.stop - 1) for s in inner] if inner else [(0, n - 1) for n in size]
+        *levels, bottom = self.levels(part, size)
         seen = []
-        for step in self.encoder:
+        for step, level in zip(self.encoder, levels, strict=True):
             x = step(x)
-            seen.append(x)
+            seen.append(_cut(x, level.given))
             x = self.pool(x)
-        x = self.bridge(x)
-        for up, step in zip(self.up, self.decoder, strict=True):
-            # Nobody else holds these two: freed here, they are not there while the convolutions run.
-            x = step(torch.cat((seen.pop(), up(x)), 1))
+        x, first = _cut(self.bridge(x), bottom.wanted), _first(bottom.wanted)
+        for up, step, level in zip(self.up, self.decoder, reversed(levels), strict=True):
+            first = [f * p for f, p in zip(first, self.architecture.pooling, strict=True)]
+            x = _cut(up(x), level.given, first)
+            x = torch.cat((seen.pop(), x), 1)  # nobody holds the two any more while the convolutions run
+            x, first = _cut(step(x), level.wanted, _first(level.given)), _first(level.wanted)
         return self.head(x)
+
+    def levels(self, part: Sequence[Span], size: Sequence[int] | None = None) -> list[Level]:
+        """
+        Return what the decoder needs for a part of the output, from the finest level to the bridge.
+
+        Parameters
+        ----------
+        part : sequence of (int, int)
+            First and last voxel along every axis.
+        size : sequence of int, optional
+            Of the input, beyond which nothing is needed; without it, as in a volume without end.
+
+        Returns
+        -------
+        list of Level
+            In voxels of each level.
+        """
+        found, wanted = [], tuple(part)
+        for level, (up, step) in enumerate(zip(reversed(self.up), reversed(self.decoder), strict=True)):
+            given = tuple(receptive.before(step, span, axis) for axis, span in enumerate(wanted))
+            if size is not None:
+                ends = (n // p**level - 1 for n, p in zip(size, self.architecture.pooling, strict=True))
+                given = tuple((max(0, a), min(b, end)) for (a, b), end in zip(given, ends, strict=True))
+            found.append(Level(given, wanted))
+            wanted = tuple(receptive.before(up, span, axis) for axis, span in enumerate(given))
+        return [*found, Level(wanted, wanted)]
 
     def before(self, span: Span, axis: int) -> Span:
         """Return which voxels of the input some voxels of the output depend on, along one axis."""
-        span = receptive.before(self.head, span, axis)
-        seen = []
-        for up, step in zip(reversed(self.up), reversed(self.decoder), strict=True):
-            span = receptive.before(step, span, axis)
-            seen.append(span)
-            span = receptive.before(up, span, axis)
-        span = receptive.before(self.bridge, span, axis)
+        *seen, bottom = (level.given[axis] for level in self.levels([span] * self.architecture.dimensions))
+        span = receptive.before(self.bridge, bottom, axis)
         for step in reversed(self.encoder):
             span = receptive.union(receptive.before(self.pool, span, axis), seen.pop())
             span = receptive.before(step, span, axis)
@@ -82,9 +120,31 @@ class UNet(nn.Module):
         return tuple(receptive.halo(self, axis, step) for axis, step in enumerate(self.stride))
 
     @property
+    def reaches(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What steps of the decoder need around a block, from the coarsest: voxels on either side, and their grid."""
+        found = []
+        for level, (given, _) in enumerate(self.levels([(0, n - 1) for n in self.stride])[:-1]):
+            grid = tuple(p**level for p in self.architecture.pooling)
+            ends = zip(given, grid, self.stride, strict=True)
+            found.append((tuple(max(-a * g, (b + 1) * g - n, 0) for (a, b), g, n in ends), grid))
+        return found[::-1]
+
+    @property
     def radius(self) -> tuple[int, ...]:
         """Radius of the receptive field along every axis, of the voxel that looks farthest."""
         return tuple(receptive.radius(self, axis, step) for axis, step in enumerate(self.stride))
+
+
+def _cut(x: torch.Tensor, part: Sequence[Span], first: Sequence[int] | None = None) -> torch.Tensor:
+    """Return a part of features that begin at some voxel, and let go of the rest."""
+    begin = first or [0] * len(part)
+    within = [slice(a - f, b + 1 - f) for (a, b), f in zip(part, begin, strict=True)]
+    cut = x[(..., *within)]
+    return x if cut.shape == x.shape else cut.clone()
+
+
+def _first(part: Sequence[Span]) -> list[int]:
+    return [a for a, _ in part]
 
 
 class Residual(nn.Module):

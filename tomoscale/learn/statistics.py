@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from tomoscale.learn.receptive import Span
+
 
 class Measured(Exception):
     """Ends a forward pass: nothing behind the measured layer is wanted."""
@@ -49,6 +51,10 @@ class Fixed(nn.Module):
         factor, offset = self.factor[self.rows][axes].to(x), self.offset[self.rows][axes].to(x)
         return x.mul_(factor).add_(offset)
 
+    def before(self, span: Span, axis: int) -> Span:
+        """Return what an output depends on: itself."""
+        return span
+
 
 class Meter(nn.Module):
     """
@@ -77,10 +83,14 @@ class Meter(nn.Module):
         self.found = torch.stack([v.double() for v in values], -1).cpu().numpy()
         raise Measured
 
+    def before(self, span: Span, axis: int) -> Span:
+        """Return what it was given for an output of the layer in whose place it stands."""
+        return span
+
 
 def with_layers(network: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
     """
-    Return a network with other layers in some places; the weights of all others are shared.
+    Return a network with other layers in some places; all others are shared.
 
     Parameters
     ----------
@@ -94,12 +104,19 @@ def with_layers(network: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
     nn.Module
         In evaluation mode.
     """
-    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
-    changed = copy.deepcopy(network, shared)
-    for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        setattr(changed.get_submodule(parent), last, layer)
-    return changed.eval()
+    return _with(network, layers, ()).eval()
+
+
+def _with(module: nn.Module, layers: dict[str, nn.Module], name: tuple[str, ...]) -> nn.Module:
+    """Copy what holds a layer that is another; copying all of it took half of the time of small tiles."""
+    if ".".join(name) in layers:
+        return layers[".".join(name)]
+    inner = {n: m and _with(m, layers, (*name, n)) for n, m in module._modules.items()}
+    if all(inner[n] is m for n, m in module._modules.items()):
+        return module
+    changed = copy.copy(module)
+    changed._modules = inner  # a copy shares this table with what it was copied from
+    return changed
 
 
 def together(parts: np.ndarray, axis: int) -> np.ndarray:
