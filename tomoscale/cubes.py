@@ -110,6 +110,8 @@ def cut(
     """
     stored = blocks.volume_chunks(volume.shape, edge)
     allowed, threads, _ = blocks.resources()
+    advice = "a larger --memory" if allowed <= volume.most_bytes else "fewer --workers, or --device cpu"
+    allowed = min(allowed, volume.most_bytes)
     best: tuple[tuple[float, float], Cubes] | None = None
     smallest = math.inf
     for edges in _ways(volume.shape, stored, whole):
@@ -129,7 +131,7 @@ def cut(
     if best is None:
         raise TomoscaleError(
             f"{who}: the smallest block of a volume {volume.shape} in chunks {volume.chunks} costs "
-            f"{human_bytes(smallest)}, {human_bytes(allowed)} are allowed; try a larger --memory"
+            f"{human_bytes(smallest)}, {human_bytes(allowed)} are allowed; try {advice}"
         )
     return best[1]
 
@@ -158,6 +160,11 @@ def each(
     return blocks.map_blocks(function, arguments, {"out": cut.field(dtype)}, small=small, scratch=scratch)[
         "out"
     ]
+
+
+def as_read(values: np.ndarray) -> np.ndarray:
+    """Return a block as a view reads it."""
+    return values
 
 
 def inner(window: Window, grown: Window) -> tuple[slice, ...]:

@@ -15,7 +15,7 @@ from tomoscale.blocks import Piece, Window
 @dataclass(frozen=True, repr=False)
 class Derived(volume.Volume):
     """
-    A volume of float32 that is computed from another one, window by window.
+    A volume, of float32 unless it says otherwise, that is computed from another one, window by window.
 
     Parameters
     ----------
@@ -36,6 +36,10 @@ class Derived(volume.Volume):
     @property
     def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.inner.chunks
+
+    @property
+    def most_bytes(self) -> float:
+        return self.inner.most_bytes
 
     def grown(self, window: Window) -> Window:
         """Return what is read for a window."""

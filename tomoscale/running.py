@@ -48,12 +48,9 @@ class RunningSums(Derived):
         return volume_of(around) * (self.inner.dtype.itemsize + 2 * 4) + 8 * volume_of(around[1:])
 
     def computed(self, values: np.ndarray, window: Window) -> np.ndarray:
-        from scipy import ndimage
-
         grown = self.grown(window)
         find_extremes(self.who, [(grown, values)])  # type: ignore[arg-type]
-        out = np.empty(values.shape, np.float32)
-        kernels.running_gradients(values, out)
+        out = kernels.running_gradients(values)
         if self.sigma:
-            ndimage.gaussian_filter(out, self.sigma, output=out, truncate=TRUNCATE)
+            out = kernels.ndimage(out).gaussian_filter(out, self.sigma, truncate=TRUNCATE)
         return out[inner(window, grown)]

@@ -45,6 +45,11 @@ class Volume(parameters.Volume):
         """Bytes of all voxels."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @property
+    def most_bytes(self) -> float:
+        """Bytes that a block of it may take where it is computed, unless that is the worker."""
+        return math.inf
+
     def read(self, window: Window) -> np.ndarray:
         """Return the voxels of a window."""
         raise NotImplementedError

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._arrays import on_both, plain
 from tomoscale.kernels._compile import compiled, part
 
 
+@on_both
 def add_gradients(
     slices: NDArray, first: int, own: tuple[int, int], depth: int, total: NDArray[np.float64]
 ) -> None:
@@ -31,18 +32,24 @@ def add_gradients(
     _add(plain(slices), first, own[0], own[1], depth, total)
 
 
-def running_gradients(slices: NDArray, out: NDArray[np.float32]) -> None:
+@on_both
+def running_gradients(slices: NDArray) -> NDArray[np.float32]:
     """
-    Write the sum of the absolute gradients along z up to every slice.
+    Return the sum of the absolute gradients along z up to every slice.
 
     Parameters
     ----------
     slices : (z, y, x)
         All slices.
-    out : (z, y, x) float32
+
+    Returns
+    -------
+    (z, y, x) float32
         Sums, made in float64.
     """
+    out = np.empty(slices.shape, np.float32)
     _run(plain(slices), out)
+    return out
 
 
 @part

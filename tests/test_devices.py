@@ -1,0 +1,229 @@
+"""Operations whose blocks lie on a GPU give what they give on the CPU, and a GPU that cannot be used is said so."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import cupy_stand_in
+import numpy as np
+import pytest
+from conftest import write_array
+
+from tomoscale import blocks, cli, cubes, depth, devices, kmeans, operation, otsu, run, smooth, store
+from tomoscale.errors import TomoscaleError
+
+SHAPE = (12, 22, 26)
+CHUNKINGS = [SHAPE, (5, 8, 13), (1, 22, 26)]
+COUNTED = {
+    "otsu": lambda v, **o: otsu.segment(v, classes=3, **o),
+    "otsu smoothed": lambda v, **o: otsu.segment(v, sigma=(1.0,), **o),
+    "scale": lambda v, **o: otsu.scale(v, percentiles=(2, 97), **o),
+    "clahe 2D": lambda v, **o: otsu.equalize(v, **o),
+    "clahe 3D": lambda v, **o: otsu.equalize(v, dimensions=3, dtype="float64", **o),
+    "mask": lambda v, **o: otsu.initial_mask(v, invert="slice", **o),
+    "kmeans": lambda v, **o: kmeans.segment(v, k=4, threshold=0.2, **o),
+    "kmeans of zeros": lambda v, **o: kmeans.segment(v, threshold=0.4, below="zero", sigma=(0.6,), **o),
+    "kmeans of intensities": lambda v, **o: kmeans.segment(
+        v, features="intensity", threshold=0.3, below="zero", **o
+    ),
+    "depth project": lambda v, **o: depth.project(v, **o),
+    "depth": lambda v, **o: depth.segment(v, **o),
+    "depth cumulative": lambda v, **o: depth.segment(v, mode="cumulative", **o),
+    "smooth": lambda v, **o: smooth.gaussian(v, sigma=(1, 0, 2), **o),
+}
+
+
+def soft(dtype: str) -> np.ndarray:
+    """Return a volume of two phases with noise."""
+    z, y, x = np.indices(SHAPE)
+    values = (
+        0.3 + 0.3 * (np.hypot(y - 11, x - 9) < 7 + z / 4) + np.random.default_rng(0).normal(0, 0.06, SHAPE)
+    )
+    values = np.clip(values, 0, 1)
+    return (
+        values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * np.iinfo(dtype).max).astype(dtype)
+    )
+
+
+def arrays_of(result: object) -> dict[str, np.ndarray]:
+    """Return the arrays of a result, computed in this thread."""
+    fields = {n: a for n, a in operation.fields_of(result).items() if hasattr(a, "chunks")}
+    return {n: np.asarray(a.compute(scheduler="sync")) for n, a in fields.items()}
+
+
+@pytest.fixture
+def gpu(monkeypatch, small_blocks):
+    """Put a stand-in in the place of CuPy."""
+    return cupy_stand_in.installed(monkeypatch)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Store results in small chunks, so that small volumes have many blocks."""
+    monkeypatch.setattr(blocks, "volume_chunks", lambda shape, edge: tuple(min(8, n) for n in shape))
+
+
+# ---------------------------------------------------------------- the same results
+
+
+@pytest.mark.parametrize("case", COUNTED)
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_result_on_the_device_is_that_on_the_cpu_whatever_the_chunks(tmp_path, gpu, case, dtype):
+    image = soft(dtype)
+    if dtype == "uint16" and "kmeans" in case:
+        image = (soft("float32") * 50).astype(np.uint16)
+    expected = arrays_of(COUNTED[case](image, device="cpu"))
+    assert cupy_stand_in.counted.there == 0
+    for number, chunks in enumerate(CHUNKINGS):
+        source = write_array(tmp_path / f"{number}.zarr", image, chunks)
+        with blocks.planned_for(2**21, 2):
+            made = COUNTED[case](source, device="gpu")
+        found = arrays_of(made)
+        assert cupy_stand_in.counted.there >= image.nbytes
+        assert found.keys() == expected.keys()
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_the_stand_in_is_as_strict_as_cupy(gpu):
+    there = gpu.asarray(np.arange(3))
+    for wrong in (
+        lambda: np.asarray(there), lambda: np.sum(there), lambda: np.arange(3) + there, lambda: there + np.arange(3),
+        lambda: there[np.arange(2)], lambda: gpu.minimum(np.arange(3), 1), lambda: np.array([there.sum()], float),
+        lambda: np.arange(3).__setitem__(0, there), lambda: there.__setitem__(slice(3), np.arange(3)),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            wrong()
+    assert int(there.sum()) == 3
+
+
+# ---------------------------------------------------------------- which device
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """Let CuPy be there and no GPU, as on a login node."""
+    return cupy_stand_in.installed(monkeypatch, n_devices=0)
+
+
+def test_a_run_takes_a_gpu_says_so_and_writes_the_same(tmp_path, gpu, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_array(tmp_path / "v.zarr", soft("uint16"), (5, 8, 13))
+    for device in ("auto", "cpu", "gpu"):
+        assert (
+            cli.main(
+                f"otsu v.zarr -o {device}.zarr --scheduler threads --threads 2 --device {device}".split()
+            )
+            == 0
+        )
+    said = [
+        line.strip() for line in capsys.readouterr().err.splitlines() if line.strip().startswith("device ")
+    ]
+    both = "GPU 0, Stand-in, 10 GB; 2 blocks at a time of at most 3.2 GB"
+    assert [line.removeprefix("device").strip() for line in said] == [both, "CPU", both]
+    results = [store.open_volume(f"{device}.zarr").whole() for device in ("auto", "cpu", "gpu")]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[2], results[1])
+    records = [
+        store.open_volume(f"{device}.zarr").history()[-1]["parameters"] for device in ("auto", "cpu", "gpu")
+    ]
+    assert records[0] == records[1] == records[2]
+    assert "device" not in records[0]
+
+
+def test_only_what_a_gpu_rounds_otherwise_is_another_run(gpu):
+    def parameters(device, sigma):
+        return run.Result.of(otsu.segment(soft("uint8"), sigma=sigma, device=device)).made_by()["parameters"]
+
+    assert parameters("gpu", (0.0,)) == parameters("cpu", (0.0,))
+    assert parameters("gpu", (1.0,)) == parameters("cpu", (1.0,)) | {"device": "gpu"}
+
+
+def test_without_a_gpu_auto_is_the_cpu_and_gpu_an_error(no_gpu, monkeypatch):
+    image = soft("uint8")
+    assert "  device             CPU" in run.plan(otsu.segment(image)).describe()
+    with pytest.raises(TomoscaleError, match="no GPU to compute on: CuPy finds no GPU; or give --device cpu"):
+        otsu.segment(image, device="gpu")
+    assert cupy_stand_in.counted.there == 0
+
+
+def broken(error: BaseException) -> object:
+    """Return a CuPy that raises an error as soon as it is used."""
+
+    def use(*_: object) -> int:
+        raise error
+
+    made = ModuleType("cupy")
+    made.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=use))  # type: ignore[attr-defined]
+    return made
+
+
+def test_whatever_is_wrong_with_a_gpu_is_one_line_and_leaves_auto_to_the_cpu(monkeypatch):
+    reasons = {
+        "the package cupy is not installed; tomoscale's extra `gpu`": None,
+        "CuPy cannot use a GPU: cudaErrorInsufficientDriver: too old": broken(
+            RuntimeError("cudaErrorInsufficientDriver:\ntoo old")
+        ),
+    }
+    for words, module in reasons.items():
+        monkeypatch.setitem(sys.modules, "cupy", module)
+        with pytest.raises(TomoscaleError) as caught:
+            depth.project(soft("uint8"), device="gpu")
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+        view, facts = devices.placed("test", store.as_volume(soft("uint8")), "auto")
+        assert not isinstance(view, devices.OnGpu)
+        assert facts == {"says": {"device": "CPU"}}
+
+
+@pytest.mark.parametrize("line", ["background v.zarr", "blobs v.zarr --seed-threshold 9 --c-min 3"])
+def test_an_operation_that_computes_on_the_cpu_only_refuses_a_gpu(tmp_path, monkeypatch, capsys, line):
+    monkeypatch.chdir(tmp_path)
+    write_array(tmp_path / "v.zarr", soft("uint16"), SHAPE)
+    assert cli.main([*line.split(), "--device", "gpu"]) == 2
+    assert "computes on the CPU only, so far; leave out --device gpu" in capsys.readouterr().err
+    assert cli.main([*line.split(), "--device", "auto", "--dry-run", "--scheduler", "threads"]) == 0
+
+
+# ---------------------------------------------------------------- its memory
+
+
+def test_blocks_fit_the_memory_of_the_device(monkeypatch, small_blocks):
+    image = store.as_volume(np.zeros((600, 16, 16), np.float32))
+    cupy_stand_in.installed(monkeypatch, memory=10**9)
+    monkeypatch.setattr(devices, "LEAST_BYTES", 0)
+    edges = []
+    for share in (10**6, 10**5):
+        monkeypatch.setattr(devices, "SCRATCH", int(devices.USABLE * 10**9) - share)
+        with blocks.planned_for(10**9, 1):
+            view, _ = devices.placed("test", image, "gpu")
+            edges.append(cubes.cut("test", view, held=4).edges[0])
+    assert edges[0] > edges[1]
+    monkeypatch.setattr(devices, "SCRATCH", int(devices.USABLE * 10**9) - 1000)
+    with blocks.planned_for(10**9, 1):
+        view, _ = devices.placed("test", image, "gpu")
+        with pytest.raises(TomoscaleError, match="1 kB are allowed; try fewer --workers, or --device cpu"):
+            cubes.cut("test", view, held=4)
+
+
+def test_a_gpu_that_is_shared_by_too_many_blocks_is_not_taken(monkeypatch):
+    cupy_stand_in.installed(monkeypatch, memory=10**9)
+    with blocks.planned_for(10**9, 16):
+        assert not isinstance(
+            devices.placed("test", store.as_volume(soft("uint8")), "auto")[0], devices.OnGpu
+        )
+        with pytest.raises(TomoscaleError, match="too little for 16 blocks at a time; fewer --workers"):
+            smooth.gaussian(soft("uint8"), device="gpu")
+
+
+def test_a_device_whose_memory_runs_out_is_named(tmp_path, gpu):
+    class OutOfMemoryError(MemoryError):
+        """As CuPy's."""
+
+    def full(_: np.ndarray) -> None:
+        raise OutOfMemoryError("Out of memory allocating 512 bytes")
+
+    gpu.asarray = full
+    with pytest.raises(TomoscaleError, match="fewer --workers, or --device cpu"):
+        run.write(otsu.segment(soft("uint8"), device="gpu"), tmp_path / "o.zarr", quiet=True)
