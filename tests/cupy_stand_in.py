@@ -147,8 +147,10 @@ def installed(patch: pytest.MonkeyPatch, *, memory: int = 10**10, n_devices: int
         setattr(cupy, name, _on_device(getattr(np, name)))
     properties = {"name": b"Stand-in", "totalGlobalMem": memory}
     cupy.cuda = SimpleNamespace(
-        runtime=SimpleNamespace(getDeviceCount=lambda: n_devices, getDeviceProperties=lambda _: properties)
+        Device=lambda: SimpleNamespace(synchronize=lambda: None),
+        runtime=SimpleNamespace(getDeviceCount=lambda: n_devices, getDeviceProperties=lambda _: properties),
     )
+    cupy.__version__ = "0"
     filters: Any = ModuleType("cupyx.scipy.ndimage")
     filters.gaussian_filter = _on_device(ndimage.gaussian_filter)
     patch.setitem(sys.modules, "cupy", cupy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cupy_stand_in
@@ -10,20 +12,36 @@ import numpy as np
 import pytest
 from conftest import write_array
 
-from tomoscale import blocks, cli, cubes, depth, devices, kmeans, operation, otsu, run, smooth, store
+from tomoscale import (
+    blocks,
+    cli,
+    clusters,
+    cubes,
+    depth,
+    devices,
+    kmeans,
+    operation,
+    otsu,
+    run,
+    smooth,
+    store,
+)
 from tomoscale.errors import TomoscaleError
+from tomoscale.kernels import _on_arrays
 
 SHAPE = (12, 22, 26)
-CHUNKINGS = [SHAPE, (5, 8, 13), (1, 22, 26)]
-COUNTED = {
+CHUNKINGS = [(5, 8, 13), (1, 22, 26)]
+OPERATIONS = {
     "otsu": lambda v, **o: otsu.segment(v, classes=3, **o),
     "otsu smoothed": lambda v, **o: otsu.segment(v, sigma=(1.0,), **o),
     "scale": lambda v, **o: otsu.scale(v, percentiles=(2, 97), **o),
     "clahe 2D": lambda v, **o: otsu.equalize(v, **o),
     "clahe 3D": lambda v, **o: otsu.equalize(v, dimensions=3, dtype="float64", **o),
     "mask": lambda v, **o: otsu.initial_mask(v, invert="slice", **o),
-    "kmeans": lambda v, **o: kmeans.segment(v, k=4, threshold=0.2, **o),
-    "kmeans of zeros": lambda v, **o: kmeans.segment(v, threshold=0.4, below="zero", sigma=(0.6,), **o),
+    "kmeans": lambda v, **o: kmeans.segment(v, k=4, threshold=0.2, most_iterations=5, **o),
+    "kmeans of zeros": lambda v, **o: kmeans.segment(
+        v, threshold=0.4, below="zero", sigma=(0.6,), most_iterations=5, **o
+    ),
     "kmeans of intensities": lambda v, **o: kmeans.segment(
         v, features="intensity", threshold=0.3, below="zero", **o
     ),
@@ -32,6 +50,8 @@ COUNTED = {
     "depth cumulative": lambda v, **o: depth.segment(v, mode="cumulative", **o),
     "smooth": lambda v, **o: smooth.gaussian(v, sigma=(1, 0, 2), **o),
 }
+ROUNDED = ("otsu smoothed", "kmeans of zeros", "depth cumulative", "smooth")
+"""Those with a Gaussian over voxels."""
 
 
 def soft(dtype: str) -> np.ndarray:
@@ -41,9 +61,7 @@ def soft(dtype: str) -> np.ndarray:
         0.3 + 0.3 * (np.hypot(y - 11, x - 9) < 7 + z / 4) + np.random.default_rng(0).normal(0, 0.06, SHAPE)
     )
     values = np.clip(values, 0, 1)
-    return (
-        values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * np.iinfo(dtype).max).astype(dtype)
-    )
+    return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * 250).astype(dtype)
 
 
 def arrays_of(result: object) -> dict[str, np.ndarray]:
@@ -59,6 +77,12 @@ def gpu(monkeypatch, small_blocks):
 
 
 @pytest.fixture
+def small_samples(monkeypatch):
+    """Let k-means begin with few voxels."""
+    monkeypatch.setattr(clusters, "SAMPLE", 512)
+
+
+@pytest.fixture
 def small_blocks(monkeypatch):
     """Store results in small chunks, so that small volumes have many blocks."""
     monkeypatch.setattr(blocks, "volume_chunks", lambda shape, edge: tuple(min(8, n) for n in shape))
@@ -67,23 +91,40 @@ def small_blocks(monkeypatch):
 # ---------------------------------------------------------------- the same results
 
 
-@pytest.mark.parametrize("case", COUNTED)
+@pytest.mark.parametrize("case", OPERATIONS)
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_a_result_on_the_device_is_that_on_the_cpu_whatever_the_chunks(tmp_path, gpu, case, dtype):
+@pytest.mark.usefixtures("small_samples")
+def test_a_result_on_the_stand_in_is_that_on_the_cpu_whatever_the_chunks(tmp_path, gpu, case, dtype):
     image = soft(dtype)
-    if dtype == "uint16" and "kmeans" in case:
-        image = (soft("float32") * 50).astype(np.uint16)
-    expected = arrays_of(COUNTED[case](image, device="cpu"))
+    expected = arrays_of(OPERATIONS[case](image, device="cpu"))
     assert cupy_stand_in.counted.there == 0
     for number, chunks in enumerate(CHUNKINGS):
         source = write_array(tmp_path / f"{number}.zarr", image, chunks)
-        with blocks.planned_for(2**21, 2):
-            made = COUNTED[case](source, device="gpu")
-        found = arrays_of(made)
+        cupy_stand_in.counted.there = 0
+        with blocks.planned_for(2**24, 3):
+            found = arrays_of(OPERATIONS[case](source, device="gpu"))
         assert cupy_stand_in.counted.there >= image.nbytes
         assert found.keys() == expected.keys()
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(isinstance(devices.found(), str), reason="there is no GPU")
+@pytest.mark.parametrize("case", OPERATIONS)
+@pytest.mark.usefixtures("small_blocks", "small_samples")
+def test_a_result_on_a_gpu_is_that_on_the_cpu(tmp_path, case):
+    image = soft("float32")
+    expected = arrays_of(OPERATIONS[case](image, device="cpu"))
+    source = write_array(tmp_path / "v.zarr", image, CHUNKINGS[0])
+    found = arrays_of(OPERATIONS[case](source, device="gpu"))
+    for name, array in expected.items():
+        if case not in ROUNDED:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        elif array.dtype.kind == "f":
+            np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+        else:
+            assert np.mean(found[name] != array) < 1e-3, name
 
 
 def test_the_stand_in_is_as_strict_as_cupy(gpu):
@@ -120,7 +161,7 @@ def test_a_run_takes_a_gpu_says_so_and_writes_the_same(tmp_path, gpu, monkeypatc
     said = [
         line.strip() for line in capsys.readouterr().err.splitlines() if line.strip().startswith("device ")
     ]
-    both = "GPU 0, Stand-in, 10 GB; 2 blocks at a time of at most 3.2 GB"
+    both = "GPU 0, Stand-in, 10 GB; 2 blocks at a time of at most 3.23 GB"
     assert [line.removeprefix("device").strip() for line in said] == [both, "CPU", both]
     results = [store.open_volume(f"{device}.zarr").whole() for device in ("auto", "cpu", "gpu")]
     np.testing.assert_array_equal(results[0], results[1])
@@ -137,6 +178,7 @@ def test_only_what_a_gpu_rounds_otherwise_is_another_run(gpu):
         return run.Result.of(otsu.segment(soft("uint8"), sigma=sigma, device=device)).made_by()["parameters"]
 
     assert parameters("gpu", (0.0,)) == parameters("cpu", (0.0,))
+    assert parameters("cpu", (1.0,))["device"] == "cpu"
     assert parameters("gpu", (1.0,)) == parameters("cpu", (1.0,)) | {"device": "gpu"}
 
 
@@ -174,7 +216,7 @@ def test_whatever_is_wrong_with_a_gpu_is_one_line_and_leaves_auto_to_the_cpu(mon
         assert "\n" not in str(caught.value)
         view, facts = devices.placed("test", store.as_volume(soft("uint8")), "auto")
         assert not isinstance(view, devices.OnGpu)
-        assert facts == {"says": {"device": "CPU"}}
+        assert facts["says"] == {"device": "CPU"}
 
 
 @pytest.mark.parametrize("line", ["background v.zarr", "blobs v.zarr --seed-threshold 9 --c-min 3"])
@@ -184,6 +226,48 @@ def test_an_operation_that_computes_on_the_cpu_only_refuses_a_gpu(tmp_path, monk
     assert cli.main([*line.split(), "--device", "gpu"]) == 2
     assert "computes on the CPU only, so far; leave out --device gpu" in capsys.readouterr().err
     assert cli.main([*line.split(), "--device", "auto", "--dry-run", "--scheduler", "threads"]) == 0
+
+
+# ---------------------------------------------------------------- the script that measures
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Return `benchmarks/gpu/run.py` for small blocks."""
+    path = Path(__file__).parents[1] / "benchmarks" / "gpu" / "run.py"
+    spec = importlib.util.spec_from_file_location("gpu_run", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SHAPE", (4, 64, 80))
+    monkeypatch.setattr(module, "seconds", lambda function, *_: bool(function) + 1.0)
+    return module
+
+
+def test_the_script_prints_a_row_for_all_that_is_equal(script, gpu, capsys):
+    assert script.main() == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(script.cases())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_script_fails_where_a_result_differs(script, monkeypatch, capsys):
+    def wrong(values):
+        return _on_arrays.classes_of(values, np.array([1], values.dtype))
+
+    case = script.Case(
+        "classes",
+        np.zeros((2, 3, 4), np.uint8),
+        lambda v: wrong(v) if not isinstance(v, np.ndarray) else v + 1,
+    )
+    monkeypatch.setattr(script, "cases", lambda: [case])
+    assert script.main() == 1
+    assert "classes: 24 of 24 values differ" in capsys.readouterr().err
+
+
+def test_the_script_says_where_there_is_no_gpu(script, no_gpu, capsys):
+    assert script.main() == 2
+    assert capsys.readouterr().err == "benchmarks/gpu/run.py: no GPU to measure: CuPy finds no GPU\n"
 
 
 # ---------------------------------------------------------------- its memory

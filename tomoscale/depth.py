@@ -8,17 +8,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from tomoscale import blocks, cubes, devices, histogram, kernels, passes, regions
+from tomoscale import blocks, cubes, devices, histogram, passes, regions
 from tomoscale.blocks import Field, Index, Window, spans
 from tomoscale.cubes import checked_volume
 from tomoscale.errors import TomoscaleError
-from tomoscale.histogram import find_extremes
 from tomoscale.operation import operation
 from tomoscale.parameters import Device, Finite, Volume, Width
 from tomoscale.progress import human_bytes
-from tomoscale.readings import AT_ONCE, Series
-from tomoscale.running import RunningSums
-from tomoscale.smooth import TRUNCATE
+from tomoscale.readings import AT_ONCE
+from tomoscale.running import RunningSums, gradient_sums, smoothed_map
 
 Sigma1 = Annotated[float, Ge(0), Le(1000)]
 Percent = Annotated[float, Ge(0), Le(100)]
@@ -258,25 +256,6 @@ def _table(whole: Any, labels: Any) -> Any:
 
 
 # ---------------------------------------------------------------- blocks
-
-
-def gradient_sums(
-    who: str, shape: tuple[int, ...], slabs: list[slice], series: Series, band: slice
-) -> np.ndarray:
-    """Return the sum of absolute gradients of some rows, slab after slab."""
-    total = np.zeros((band.stop - band.start, shape[2]))
-    for own, (window, slices) in zip(slabs, series, strict=True):
-        find_extremes(who, [(window, slices)])  # type: ignore[arg-type]
-        kernels.add_gradients(slices, window[0].start, (own.start, own.stop), shape[0], total)
-    return total
-
-
-def smoothed_map(sigma: float, total: np.ndarray) -> np.ndarray:
-    """Return the map in float32, smoothed."""
-    from scipy import ndimage
-
-    values = total.astype(np.float32)
-    return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE) if sigma else values
 
 
 def cut_out(window: Window, whole: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def placed(who: str, volume: Any, device: Device, *, rounds: bool = False) -> tu
     device : str
         `auto` takes a GPU if there is one, `gpu` insists on it, `cpu` takes none.
     rounds : bool
-        Whether results on a GPU differ by rounding: then it becomes part of the record.
+        Whether results on a GPU differ by rounding: then the device becomes part of the record.
 
     Returns
     -------
@@ -96,13 +96,14 @@ def placed(who: str, volume: Any, device: Device, *, rounds: bool = False) -> tu
     if isinstance(gpu, str):
         if device == "gpu":
             raise TomoscaleError(f"{who}: there is no GPU to compute on: {gpu}; or give --device cpu")
-        return volume, {"says": {"device": "CPU"}}
+        return volume, _facts("CPU", "cpu", rounds)
     blocks_at_a_time = f"{threads} block{'s' * (threads > 1)} at a time"
     text = f"GPU 0, {gpu.name}, {human_bytes(gpu.memory)}; {blocks_at_a_time} of at most {human_bytes(share)}"
-    return OnGpu(volume, share), {
-        "says": {"device": text},
-        **({"parameters": {"device": "gpu"}} if rounds else {}),
-    }
+    return OnGpu(volume, share), _facts(text, "gpu", rounds)
+
+
+def _facts(text: str, device: str, rounds: bool) -> dict[str, Any]:
+    return {"says": {"device": text}, "parameters": {"device": device} if rounds else {}}
 
 
 @dataclass(frozen=True, repr=False)

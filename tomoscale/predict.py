@@ -107,7 +107,7 @@ def segment(
             "network": _described(network, tiles, how, statistics is not None),
             "device": forward.name_of(place),
         },
-        **({} if place == "cpu" else {"parameters": {"device": "gpu"}}),
+        parameters={"device": "cpu" if place == "cpu" else "gpu"},
         **({} if probabilities else {"image": "volume"}),
     )
     return {name: made} if statistics is None else {name: made, "statistics": statistics}

@@ -1,4 +1,4 @@
-"""Running sums of the gradient along z as a volume: computed for whole columns of voxels when it is read."""
+"""Sums of the gradient along z: a map of them all, and running ones as a volume that is computed when it is read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tomoscale.blocks import Window, grow, volume_of
 from tomoscale.cubes import inner
 from tomoscale.derived import Derived
 from tomoscale.histogram import find_extremes
+from tomoscale.readings import Series
 from tomoscale.smooth import TRUNCATE
 
 
@@ -54,3 +55,22 @@ class RunningSums(Derived):
         if self.sigma:
             out = kernels.ndimage(out).gaussian_filter(out, self.sigma, truncate=TRUNCATE)
         return out[inner(window, grown)]
+
+
+def gradient_sums(
+    who: str, shape: tuple[int, ...], slabs: list[slice], series: Series, band: slice
+) -> np.ndarray:
+    """Return the sum of absolute gradients of some rows, slab after slab."""
+    total = np.zeros((band.stop - band.start, shape[2]))
+    for own, (window, slices) in zip(slabs, series, strict=True):
+        find_extremes(who, [(window, slices)])  # type: ignore[arg-type]
+        kernels.add_gradients(slices, window[0].start, (own.start, own.stop), shape[0], total)
+    return total
+
+
+def smoothed_map(sigma: float, total: np.ndarray) -> np.ndarray:
+    """Return the map in float32, smoothed."""
+    from scipy import ndimage
+
+    values = total.astype(np.float32)
+    return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE) if sigma else values

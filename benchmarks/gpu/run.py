@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tomoscale import clusters, histogram, kernels, tiles
+from tomoscale import clusters, histogram, kernels, thresholds, tiles
 
 WHO = "benchmarks/gpu/run.py"
 SHAPE = (64, 512, 512)
@@ -37,10 +37,10 @@ class Case(NamedTuple):
     most: float = 0.0
 
 
-def phases(dtype: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+def phases(dtype: str) -> np.ndarray:
     """Return two phases with noise."""
-    values = np.random.default_rng(0).normal(0.3, 0.05, shape).astype(np.float32)
-    values[:, shape[1] // 2 :] += 0.35
+    values = np.random.default_rng(0).normal(0.3, 0.05, SHAPE).astype(np.float32)
+    values[:, SHAPE[1] // 2 :] += 0.35
     values = values.clip(0, 1)
     return values if dtype == "float32" else (values * np.iinfo(dtype).max).astype(dtype)
 
@@ -80,11 +80,8 @@ def cases() -> list[Case]:
         Case("histogram, float32", single, counted(kernels.bin_counts, edges, size=256)),
         Case("percentile, first pass", single, passed(histogram.count_tops, WHO)),
         Case("percentile, second pass", single, lambda v: histogram.count_lows(whole(v), chosen)),
-        Case(
-            "four classes, uint16",
-            short,
-            lambda v: kernels.classes_of(v, np.array([9000, 30000, 50000], np.uint16)),
-        ),
+        Case("four classes, uint16", short, lambda v: thresholds.classify(v, np.array([9e3, 3e4, 5e4]))),
+        Case("scaled, uint16", short, lambda v: thresholds.scaled(v, np.array([9e3, 5e4]))),
         Case("gradients, summed", short, gradients),
         Case("gradients, running sum", short, kernels.running_gradients),
         Case("Gaussian, sigma 1", single, gaussian, ROUNDING),

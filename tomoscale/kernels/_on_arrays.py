@@ -233,7 +233,7 @@ def _assigned(
     for k in range(1, len(weights)):
         apart = weights[k] - weights[0]
         row = xp.asarray(((apart[0] + apart[2] * z)[:, None] + apart[3] * y)[:, :, None])
-        farther = row + float(apart[1]) * kept + float(apart[4]) * columns
+        farther = row + kept * float(apart[1]) + columns * float(apart[4])
         own = xp.where(farther < least, np.int32(k), own)
         least = xp.minimum(farther, least)
     return kept, own if as_zero else xp.where(low, np.int32(-1), own)
