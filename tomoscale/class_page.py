@@ -158,7 +158,7 @@ def _slices(shown: Shown, volume: Any, colours: Sequence[str]) -> Section:
 
 
 def class_panel(
-    title: str, plane: np.ndarray, axes: tuple[str, str], colours: Sequence[str], first: int
+    title: str, plane: np.ndarray, axes: tuple[str, str], colours: Sequence[str], first: int = 0
 ) -> Panel:
     """Return a slice of classes; of a large one every n-th voxel, since a mean of classes is none."""
     n = math.ceil(max(plane.shape) / pictures.MOST_PIXELS)

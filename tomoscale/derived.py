@@ -41,6 +41,13 @@ class Derived(volume.Volume):
     def most_bytes(self) -> float:
         return self.inner.most_bytes
 
+    @property
+    def halo(self) -> tuple[int, ...]:
+        return self.inner.halo
+
+    def decoded(self, window: Window) -> int:
+        return self.inner.decoded(self.grown(window))
+
     def grown(self, window: Window) -> Window:
         """Return what is read for a window."""
         raise NotImplementedError
@@ -95,6 +102,9 @@ class _Travelling:
     @property
     def chunks(self) -> tuple[int, ...]:
         return self.view.chunks
+
+    def decoded(self, window: Window) -> int:
+        return self.piece.source.decoded(self.piece.window)
 
     def read(self, window: Window) -> np.ndarray:
         return self.view.computed(self.piece.load(), window)

@@ -53,7 +53,7 @@ def above(who: str, view: Any, level: Any, least: int) -> tuple[Any, Any, Any]:
     # Labels of 32 bits, and places of the voxels above: three of 64 bits for each of them.
     held = 4 + 4 + 3 * 8 + 8
     cut = cubes.cut(who, view, held=held, whole=(0,))
-    windows = [cut.window(i) for i in np.ndindex(*map(len, cut.grid))]
+    windows = cut.windows
     largest = max(map(blocks.volume_of, windows))
     scratch = held * largest + max(map(view.working_bytes, windows))
     token = "x".join(map(str, cut.edges))

@@ -38,9 +38,14 @@ class RunningSums(Derived):
         # Every slice needs all those below: columns that are cut along z would be read again and again.
         return (self.inner.shape[0], *self.inner.chunks[1:])
 
-    def grown(self, window: Window) -> Window:
+    @property
+    def halo(self) -> tuple[int, ...]:
         reach = int(TRUNCATE * self.sigma + 0.5)
-        rows, columns = (grow(w, reach, n) for w, n in zip(window[1:], self.shape[1:], strict=True))
+        return 0, reach, reach  # along z nothing is cut
+
+    def grown(self, window: Window) -> Window:
+        axes = zip(window[1:], self.halo[1:], self.shape[1:], strict=True)
+        rows, columns = (grow(w, h, n) for w, h, n in axes)
         return slice(0, self.shape[0]), rows, columns
 
     def working_bytes(self, window: Window) -> int:
