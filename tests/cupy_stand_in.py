@@ -25,7 +25,7 @@ FUNCTIONS = (
 OPERATORS = (
     "add", "and", "ge", "gt", "iadd", "iand", "isub", "itruediv", "lt", "eq", "mul", "or", "rshift", "sub", "xor",
 )  # fmt: skip
-METHODS = ("astype", "max", "min", "reshape", "sum", "view")
+METHODS = ("astype", "copy", "max", "min", "reshape", "sum", "view")
 counted = SimpleNamespace(there=0, back=0)
 """Bytes that were copied to the device, and back."""
 

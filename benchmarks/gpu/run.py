@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tomoscale import clusters, histogram, kernels, thresholds, tiles
+from tomoscale.errors import TomoscaleError
 
 WHO = "benchmarks/gpu/run.py"
 SHAPE = (64, 512, 512)
@@ -75,6 +76,7 @@ def cases() -> list[Case]:
     chosen = np.array([[int(tops.argmax()), 0]])
     found = [
         Case("extremes, float32", single, passed(histogram.find_extremes, WHO)),
+        Case("NaN refused, float32", single, is_nan_refused),
         Case("histogram, uint8", byte, counted(kernels.value_counts, size=256)),
         Case("histogram, uint16", short, counted(kernels.value_counts, size=65536)),
         Case("histogram, float32", single, counted(kernels.bin_counts, edges, size=256)),
@@ -89,6 +91,17 @@ def cases() -> list[Case]:
     for name, values in (("uint16", short), ("float32", single)):
         found += contrast(name, values) + clustered(name, values)
     return found
+
+
+def is_nan_refused(values: Any) -> np.ndarray:
+    """Tell whether one NaN in a block is seen."""
+    values = values.copy()
+    values[-1, -1, -1] = np.nan
+    try:
+        histogram.find_extremes(WHO, whole(values))
+    except TomoscaleError:
+        return np.array([True])
+    return np.array([False])
 
 
 def gradients(values: Any) -> np.ndarray:
