@@ -88,7 +88,7 @@ def test_gradients_are_added_and_run(seed, shape, dtype, data):
     start = data.draw(st.integers(0, len(values) - 1))
     stop = data.draw(st.integers(start + 1, len(values)))
     low, high = max(start - 1, 0), min(stop + 1, len(values))
-    total = np.random.default_rng(seed).uniform(0, 9, shape[1:])
+    total = np.random.default_rng(seed).integers(0, 99, shape[1:]) / 2  # as sums of integers are
     same("add_gradients", values[low:high], low, (start, stop), len(values), into=total)
     same("running_gradients", values)
 
