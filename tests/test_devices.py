@@ -109,6 +109,18 @@ def test_a_result_on_the_stand_in_is_that_on_the_cpu_whatever_the_chunks(tmp_pat
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
+@pytest.mark.usefixtures("gpu", "small_samples")
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(c, t) for c in ("otsu", "kmeans", "smooth") for t in ("float16", ">u2")]
+)
+def test_types_that_kernels_do_not_know_are_converted_there_too(case, dtype):
+    image = soft(dtype)
+    expected = arrays_of(OPERATIONS[case](image, device="cpu"))
+    found = arrays_of(OPERATIONS[case](image, device="gpu"))
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(isinstance(devices.found(), str), reason="there is no GPU")
 @pytest.mark.parametrize("case", OPERATIONS)

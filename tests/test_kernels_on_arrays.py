@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tomoscale import kernels
 from tomoscale.kernels import _on_arrays
 
-DTYPES = ("uint8", "int8", "uint16", "int16", "float32", "float64")
-FEW = settings(max_examples=25, deadline=None)
+DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
+FEW = settings(max_examples=15, deadline=None)
 shapes = st.tuples(*[st.integers(1, 11)] * 3)
 places = st.tuples(*[st.integers(0, 40)] * 3)
 seeds = st.integers(0, 2**32)
@@ -57,7 +57,7 @@ def test_every_one_has_loops_that_lead_to_it():
 
 
 @FEW
-@given(seeds, shapes, st.sampled_from(DTYPES[:4]))
+@given(seeds, shapes, st.sampled_from(["uint8", "int8", "uint16", "int16"]))
 def test_values_are_counted(seed, shape, dtype):
     same("value_counts", noise(seed, shape, dtype), into=np.ones(256 ** np.dtype(dtype).itemsize, np.int64))
 
@@ -82,7 +82,7 @@ def test_classes_of_voxels_also_at_the_thresholds(seed, shape, dtype, n):
 
 
 @FEW
-@given(seeds, shapes, st.sampled_from(["uint8", "int16", "float32"]), st.data())
+@given(seeds, shapes, st.sampled_from(["uint8", "uint16", "float32"]), st.data())
 def test_gradients_are_added_and_run(seed, shape, dtype, data):
     values = noise(seed, (shape[0] + 1, *shape[1:]), dtype)
     start = data.draw(st.integers(0, len(values) - 1))

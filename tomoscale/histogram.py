@@ -67,6 +67,10 @@ def of(who: str, volume: Any, bins: int = 256) -> Histogram:
         )
         ends = functools.partial(_ends, np.iinfo(volume.dtype).min)
         return Histogram(counts, passes.derive(ends, np.zeros(2), (counts,)), volume.dtype)
+    if volume.dtype.kind != "f":
+        raise TomoscaleError(
+            f"{who}: values of type {volume.dtype}; expected integers of 8 or 16 bits, or floats"
+        )
     low_high = extremes(who, volume)
     counting = functools.partial(count_bins, bins=bins)
     counts = passes.fold(volume, counting, np.zeros(bins, np.int64), small=(low_high,), scratch=32 * bins)

@@ -55,7 +55,7 @@ def segment(
     Parameters
     ----------
     image : (z, y, x)
-        Grey values: integers of up to 32 bits, or floating-point numbers.
+        Grey values: integers of up to 32 bits (16 for the intensity alone), or floating-point numbers.
     k
         Number of clusters.
     features
