@@ -119,6 +119,19 @@ def test_the_page_of_kmeans_lists_centres_and_what_was_left_out(source, tmp_path
     assert f"<tr><td>0</td><td>{n_below}</td>" in text
 
 
+@pytest.mark.parametrize(
+    ("options", "lowest"), [({}, 1), ({"threshold": 30}, 0), ({"threshold": 30, "below": "zero"}, 1)]
+)
+def test_clusters_have_the_colour_of_what_was_left_out_only_if_a_threshold_left_it_out(
+    source, tmp_path, undrawn, options, lowest
+):
+    text_of(written(kmeans.segment(source, k=2, most_iterations=2, **options), tmp_path / "found.zarr"))
+    labels = undrawn[0].axes[1].images[0]
+    assert (labels.norm.vmin, labels.norm.vmax) == (lowest - 0.5, 2.5)
+    assert len(labels.cmap.colors) == 3 - lowest
+    assert labels.colorbar.get_ticks().tolist() == list(range(lowest, 3))
+
+
 def test_the_page_of_a_mask_shows_both_sides(source, tmp_path, undrawn):
     path = written(otsu.initial_mask(source), tmp_path / "mask.zarr")
     assert "after local contrast" in text_of(path)

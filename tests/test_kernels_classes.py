@@ -45,7 +45,7 @@ def test_bins_are_those_of_numpy_also_at_their_edges(n, bins, dtype):
 def test_a_value_at_a_threshold_belongs_below(dtype):
     values = np.arange(5000).reshape(5, 10, 100).astype(dtype)
     thresholds = np.array([3, 40, 41, 100], dtype)
-    found = kernels.classes_of(values, thresholds, np.empty(values.shape, np.uint8))
+    found = kernels.classes_of(values, thresholds)
     np.testing.assert_array_equal(found, reference.classes_of(values, thresholds))
 
 
@@ -68,8 +68,18 @@ def test_clusters_of_rows_longer_than_a_piece_have_the_sums_of_their_voxels(dtyp
     np.testing.assert_array_equal(found, reference.cluster_sums(values, (5, 0, 9), weights))
 
 
-def test_gradients_are_numpys():
-    slices = np.random.default_rng(0).integers(0, 60000, (7, 5, 6)).astype(np.uint16)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("depth", [2, 3, 7])
+def test_gradients_are_numpys(dtype, depth):
+    slices = np.random.default_rng(0).integers(0, 60000, (depth, 5, 6)).astype(dtype)
     total = np.zeros((5, 6))
-    kernels.add_gradients(slices, 0, (0, 7), 7, total)
+    kernels.add_gradients(slices, 0, (0, depth), depth, total)
+    np.testing.assert_array_equal(total, reference.add_gradients(slices))
+
+
+def test_the_largest_steps_of_many_slices_are_added_without_overflow():
+    slices = np.zeros((40_000, 1, 2), np.uint16)
+    slices[::4] = slices[1::4] = 65535
+    total = np.zeros((1, 2))
+    kernels.add_gradients(slices, 0, (0, len(slices)), len(slices), total)
     np.testing.assert_array_equal(total, reference.add_gradients(slices))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_multiotsu, threshold_otsu
 
-from tomoscale import blocks, cli, cluster, histogram, otsu, run, store, thresholds
+from tomoscale import blocks, cli, cluster, histogram, kmeans, otsu, run, store, thresholds
 from tomoscale.errors import TomoscaleError
 from tomoscale.kernels import otsu_indices
 
@@ -206,3 +206,13 @@ def test_volumes_that_cannot_be_cut_are_refused_in_one_line(image, options, mess
 def test_scaling_a_constant_volume_is_refused(tmp_path):
     with pytest.raises(TomoscaleError, match="nothing to tell apart"):
         run.write(otsu.scale(np.full((3, 4, 5), 7, np.uint16)), tmp_path / "out.zarr", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "operation", [otsu.segment, lambda image: kmeans.segment(image, features="intensity")]
+)
+def test_a_histogram_of_32_bits_is_refused_before_anything_runs(operation):
+    with pytest.raises(
+        TomoscaleError, match="values of type int32; expected integers of 8 or 16 bits, or floats"
+    ):
+        operation(np.arange(8, dtype=np.int32).reshape(2, 2, 2))

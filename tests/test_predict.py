@@ -322,7 +322,7 @@ def test_a_volume_or_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     ):
         predict.segment(volume_of(), network_of(DEEP))
     if not torch.cuda.is_available():
-        with pytest.raises(TomoscaleError, match="PyTorch finds no GPU; give --device cpu"):
+        with pytest.raises(TomoscaleError, match="PyTorch finds none; or give --device cpu"):
             predict.segment(volume_of(), network_of(DEEP), device="gpu")
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_array
 from scipy.ndimage import gaussian_filter
 
-from tomoscale import blocks, run, smooth, store
+from tomoscale import blocks, depth, otsu, run, smooth, store, volume
 from tomoscale.errors import TomoscaleError
 
 
@@ -46,3 +46,27 @@ def test_a_halo_beyond_the_memory_is_refused():
         pytest.raises(TomoscaleError, match="the smallest block"),
     ):
         smooth.gaussian(np.zeros((300, 300, 300), np.uint8), sigma=(30.0,))
+
+
+@pytest.mark.parametrize("mode", ["smooth", "otsu", "depth"])
+def test_a_plan_counts_what_is_decoded_around_every_window(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(blocks, "volume_chunks", lambda shape, edge: tuple(min(16, n) for n in shape))
+    source = write_array(tmp_path / "v.zarr", noise(shape=(40, 60, 50)), (8, 8, 8))
+    with blocks.planned_for(900_000 if mode == "depth" else 600_000, 2):
+        result = {
+            "smooth": lambda: smooth.gaussian(source, sigma=(1.0, 0.0, 2.0)),
+            "otsu": lambda: otsu.segment(source, sigma=(1.0,)),
+            "depth": lambda: depth.segment(source, mode="cumulative", threshold=3.0),
+        }[mode]()
+    decoded = []
+    read = volume.StoredVolume.read
+
+    def counted(self, window):
+        decoded.append(self.decoded(window))
+        return read(self, window)
+
+    plan = run.plan(result)
+    monkeypatch.setattr(volume.StoredVolume, "read", counted)
+    run.write(result, tmp_path / "o.zarr", quiet=True)
+    assert sum(decoded) == plan.read
+    assert plan.read > (1 + len(plan.before)) * 2 * 40 * 60 * 50

@@ -202,11 +202,9 @@ def cost_of(calls: Any, fields: Any, scratch: int, overlaps: bool = False) -> Co
     for call in calls:
         inputs = max(inputs, sum(p.nbytes for p in call.pieces))
         for p in call.pieces:
-            chunks = p.source.chunks
-            size = p.source.dtype.itemsize
-            cover = [covering(s, c, n) for s, c, n in zip(p.window, chunks, p.source.shape, strict=True)]
-            read += int(np.prod(cover, dtype=np.int64)) * size
-            decoded = max(decoded, int(np.prod(chunks, dtype=np.int64)) * size)
+            read += p.source.decoded(p.window)
+            chunk = int(np.prod(p.source.chunks, dtype=np.int64)) * p.source.dtype.itemsize
+            decoded = max(decoded, chunk)
     outputs = sum(f.block_bytes for f in fields)
     encoded = max((f.stored_bytes for f in fields), default=0)
     written = sum(int(np.prod([sum(c) for c in f.chunks], dtype=np.int64)) * f.dtype.itemsize for f in fields)

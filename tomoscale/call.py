@@ -23,6 +23,7 @@ class Source(Protocol):
     def dtype(self) -> np.dtype: ...
     @property
     def chunks(self) -> tuple[int, ...]: ...
+    def decoded(self, window: Window) -> int: ...
     def read(self, window: Window) -> np.ndarray: ...
     def at(self, window: Window) -> Piece: ...
 
@@ -112,7 +113,8 @@ class Call:
     def _of(self, arguments: tuple[Any, ...], small: tuple[Any, ...]) -> Any:
         given = [a.load() if isinstance(a, Piece) else a for a in arguments]
         with turns.taken():
-            return self.function(*given, *small)
+            made = self.function(*given, *small)
+            return tuple(map(_fetched, made)) if isinstance(made, tuple) else _fetched(made)
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -122,6 +124,11 @@ def is_exhausted(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or type(error).__name__ == "OutOfMemoryError"
     )
+
+
+def _fetched(array: Any) -> Any:
+    """Bring a block that was made on a GPU back: what is written lies in the memory of the worker."""
+    return array.get() if hasattr(array, "__cuda_array_interface__") else array
 
 
 def _around(shape: tuple[int, ...], windows: Sequence[tuple[slice, ...]]) -> tuple[int, ...]:

@@ -86,6 +86,13 @@ def _n_classes(shown: Shown) -> int:
     return int(parameters["k"]) + 1 if _is_kmeans(shown) else int(parameters.get("classes", 2))
 
 
+def _first(shown: Shown) -> int:
+    """Return the lowest number that labels can have: clusters count from 1, 0 is what a threshold left out."""
+    parameters = shown.step.get("parameters", {})
+    leaves_out = parameters.get("threshold") is not None and parameters.get("below") != "zero"
+    return int(_is_kmeans(shown) and not leaves_out)
+
+
 def colours_of(n: int, *, is_first_left_out: bool) -> list[str]:
     """Return a colour for each class, the same in all pictures."""
     from matplotlib import colormaps
@@ -139,7 +146,7 @@ def _slices(shown: Shown, volume: Any, colours: Sequence[str]) -> Section:
     for i, (title, plane, axes) in enumerate(classes):
         if planes:
             panels.append(Panel(title, planes[i][1], low, high, "gray", "value", axes=axes))
-        panels.append(class_panel(f"{title}, classes", plane, axes, colours))
+        panels.append(class_panel(f"{title}, classes", plane, axes, colours, _first(shown)))
     png = pictures.png(pictures.images(panels, 2 if planes else 3))
     caption = "One scale for all grey values. " if planes else ""
     if any(shown.step.get("parameters", {}).get("sigma", [])):
@@ -150,12 +157,15 @@ def _slices(shown: Shown, volume: Any, colours: Sequence[str]) -> Section:
     return Section("Slices through the middle", pictures=[picture])
 
 
-def class_panel(title: str, plane: np.ndarray, axes: tuple[str, str], colours: Sequence[str]) -> Panel:
+def class_panel(
+    title: str, plane: np.ndarray, axes: tuple[str, str], colours: Sequence[str], first: int = 0
+) -> Panel:
     """Return a slice of classes; of a large one every n-th voxel, since a mean of classes is none."""
     n = math.ceil(max(plane.shape) / pictures.MOST_PIXELS)
     shape = (plane.shape[0], plane.shape[1])
     image = plane[n // 2 :: n, n // 2 :: n]
-    return Panel(title, image, -0.5, len(colours) - 0.5, colours, "class", axes=axes, shape=shape)
+    low, high = first - 0.5, len(colours) - 0.5
+    return Panel(title, image, low, high, colours[first:], "class", axes=axes, shape=shape)
 
 
 # ---------------------------------------------------------------- histogram

@@ -21,10 +21,12 @@ from tomoscale import TOPICS, lock, presets, sweep
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
 from tomoscale.how import How, HowChosen, HowTried, execute
-from tomoscale.parameters import Grid, Rect, Span, Volume, members
+from tomoscale.parameters import Device, Grid, Rect, Span, Volume, members
 from tomoscale.signals import interruptible
 from tomoscale.values import as_subcommand, at_home, joined, numbers, rects, spans
 
+ON_CPU = Annotated[Device, Parameter(help="Where blocks are computed: here on the CPU only, so far.")]
+"""The option of operations that have no choice."""
 LONGEST = 4000
 """Characters of an error."""
 
@@ -114,6 +116,11 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     required = [] if acts else [p.name for p in options if p.default is p.empty]
     options = [_optional(p) if p.name in required else p for p in options]
     kind = How if acts else (HowTried if hasattr(function, "outcome") else HowChosen)
+    on_cpu_only = not acts and "device" not in signature.parameters
+    if on_cpu_only:
+        options.append(
+            inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default="auto", annotation=ON_CPU)
+        )
     if not acts or "how" in signature.parameters:
         options.append(
             inspect.Parameter("how", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind | None)
@@ -122,6 +129,8 @@ def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*given: Any, **chosen: Any) -> Any:
         how: Any = chosen.pop("how", None) or kind()
         how.check()
+        if on_cpu_only and chosen.pop("device", "auto") == "gpu":
+            raise TomoscaleError(f"{command}: computes on the CPU only, so far; leave out --device gpu")
         if acts:
             return function(*given, **chosen, **({"how": how} if "how" in signature.parameters else {}))
         if how.params is not None:

@@ -1,4 +1,4 @@
-"""How a volume is cut into blocks: several whole stored chunks each, with a halo read from storage."""
+"""How a volume is cut into blocks: several whole stored chunks each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Cubes:
     stored : tuple of int
         Chunk of the output.
     halo : tuple of int
-        Voxels read around a block along every axis.
+        Voxels that a view reads around a block along every axis.
     """
 
     shape: tuple[int, ...]
@@ -54,9 +54,10 @@ class Cubes:
             slice(i * e, min((i + 1) * e, n)) for i, e, n in zip(index, self.edges, self.shape, strict=True)
         )
 
-    def grown(self, index: Sequence[int]) -> Window:
-        """Return the same with the halo, cut to the volume."""
-        return tuple(grow(s, h, n) for s, h, n in zip(self.window(index), self.halo, self.shape, strict=True))
+    @property
+    def windows(self) -> list[Window]:
+        """The voxels of all blocks."""
+        return [self.window(index) for index in np.ndindex(*map(len, self.grid))]
 
     def field(self, dtype: Any) -> Field:
         """Return an output of one voxel for each voxel."""
@@ -73,7 +74,6 @@ def cut(
     volume: Any,
     *,
     held: float,
-    halo: Sequence[int] = (0, 0, 0),
     fixed: int = 0,
     edge: int = 128,
     whole: Sequence[int] = (),
@@ -89,8 +89,6 @@ def cut(
         What is read.
     held : float
         Bytes that a block holds for a voxel beside the voxel read: outputs and copies.
-    halo : sequence of int
-        Voxels read around a block along every axis.
     fixed : int
         Bytes that a block holds in any case.
     edge : int
@@ -110,13 +108,15 @@ def cut(
     """
     stored = blocks.volume_chunks(volume.shape, edge)
     allowed, threads, _ = blocks.resources()
+    advice = "a larger --memory" if allowed <= volume.most_bytes else "fewer --workers, or --device cpu"
+    allowed = min(allowed, volume.most_bytes)
     best: tuple[tuple[float, float], Cubes] | None = None
     smallest = math.inf
     for edges in _ways(volume.shape, stored, whole):
-        cubes = Cubes(volume.shape, edges, stored, tuple(halo))
-        around = math.prod(min(e + 2 * h, n) for e, h, n in zip(edges, halo, volume.shape, strict=True))
+        cubes = Cubes(volume.shape, edges, stored, volume.halo)
+        voxels = math.prod(min(e, n) for e, n in zip(edges, volume.shape, strict=True))
         chunk = math.prod(volume.chunks) * volume.dtype.itemsize
-        need = around * (volume.dtype.itemsize + held) + math.prod(stored) * 8 + chunk + fixed
+        need = voxels * (volume.dtype.itemsize + held) + math.prod(stored) * 8 + chunk + fixed
         need += getattr(volume, "working_bytes", lambda window: 0)(tuple(slice(0, e) for e in edges))
         smallest = min(smallest, need)
         if need > allowed:
@@ -129,7 +129,7 @@ def cut(
     if best is None:
         raise TomoscaleError(
             f"{who}: the smallest block of a volume {volume.shape} in chunks {volume.chunks} costs "
-            f"{human_bytes(smallest)}, {human_bytes(allowed)} are allowed; try a larger --memory"
+            f"{human_bytes(smallest)}, {human_bytes(allowed)} are allowed; try {advice}"
         )
     return best[1]
 
@@ -158,6 +158,11 @@ def each(
     return blocks.map_blocks(function, arguments, {"out": cut.field(dtype)}, small=small, scratch=scratch)[
         "out"
     ]
+
+
+def as_read(values: np.ndarray) -> np.ndarray:
+    """Return a block as a view reads it."""
+    return values
 
 
 def inner(window: Window, grown: Window) -> tuple[slice, ...]:

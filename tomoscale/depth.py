@@ -8,17 +8,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from tomoscale import blocks, cubes, histogram, kernels, passes, regions
+from tomoscale import blocks, cubes, devices, histogram, passes, regions
 from tomoscale.blocks import Field, Index, Window, spans
 from tomoscale.cubes import checked_volume
 from tomoscale.errors import TomoscaleError
-from tomoscale.histogram import find_extremes
 from tomoscale.operation import operation
-from tomoscale.parameters import Finite, Volume, Width
+from tomoscale.parameters import Device, Finite, Volume, Width
 from tomoscale.progress import human_bytes
-from tomoscale.readings import AT_ONCE, Series
-from tomoscale.running import RunningSums
-from tomoscale.smooth import TRUNCATE
+from tomoscale.readings import AT_ONCE
+from tomoscale.running import RunningSums, gradient_sums, smoothed_map
 
 Sigma1 = Annotated[float, Ge(0), Le(1000)]
 Percent = Annotated[float, Ge(0), Le(100)]
@@ -42,7 +40,11 @@ class Regions(NamedTuple):
 
 @operation("depth project")
 def project(
-    image: Volume, *, mode: Literal["total", "cumulative"] = "total", sigma: Sigma1 = 0.8
+    image: Volume,
+    *,
+    mode: Literal["total", "cumulative"] = "total",
+    sigma: Sigma1 = 0.8,
+    device: Device = "auto",
 ) -> Projected:
     """
     Sum the absolute gradient along z.
@@ -55,6 +57,8 @@ def project(
         The sum over all slices, a map (y, x) (`total`), or the running sum, a volume (`cumulative`).
     sigma
         Standard deviation in voxels of a Gaussian over the result; 0 for none.
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -83,11 +87,14 @@ def project(
     """
     who = "depth.project"
     _check(who, image)
+    image, place = _placed(who, image, device, mode, sigma)
     if mode == "total":
-        return Projected(_laid_out(image.shape[1:], _map_of(who, image, sigma), np.dtype("f4"), "map"))
+        made = _laid_out(image.shape[1:], _map_of(who, image, sigma), np.dtype("f4"), "map")
+        blocks.state(made, **place)
+        return Projected(made)
     view = RunningSums(image, who, sigma)
-    made = cubes.each(view, cubes.cut(who, view, held=4, whole=(0,)), "f4", np.asarray)
-    blocks.state(made, image="volume")
+    made = cubes.each(view, cubes.cut(who, view, held=4, whole=(0,)), "f4", cubes.as_read)
+    blocks.state(made, image="volume", **place)
     return Projected(made)
 
 
@@ -100,6 +107,7 @@ def segment(
     percentile: Percent = 75.0,
     threshold: Finite | None = None,
     min_pixels: Width = 0,
+    device: Device = "auto",
 ) -> Regions:
     """
     Label the connected regions where grey values change most along z.
@@ -118,6 +126,8 @@ def segment(
         A value of the map instead of a percentile.
     min_pixels
         Regions of fewer pixels, or voxels, are left out.
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -147,15 +157,20 @@ def segment(
     """
     who = "depth.segment"
     _check(who, image)
+    image, place = _placed(who, image, device, mode, sigma)
     if mode == "cumulative":
-        return _of_running_sums(who, image, sigma, percentile, threshold, min_pixels)
+        found = _of_running_sums(who, image, sigma, percentile, threshold, min_pixels)
+        blocks.state(found.map, image="volume", **place)
+        return found
     whole = _map_of(who, image, sigma)
     level = passes.derive(functools.partial(_level, who, percentile, threshold), np.zeros(1), (whole,))
     like = np.zeros(image.shape[1:], np.uint32)
     labels = passes.derive(functools.partial(_regions, who, min_pixels), like, (whole, level))
     size = image.shape[1:]
+    made = _laid_out(size, whole, np.dtype("f4"), "map")
+    blocks.state(made, **place)
     return Regions(
-        _laid_out(size, whole, np.dtype("f4"), "map"),
+        made,
         _laid_out(size, labels, np.dtype("u4"), "labels"),
         level,
         _table(whole, labels),
@@ -172,8 +187,12 @@ def _of_running_sums(
     else:
         level = passes.derive(functools.partial(np.full, 1, float(threshold)), np.zeros(1), ())
     made, labels, table = regions.above(who, view, level, min_pixels)
-    blocks.state(made, image="volume")
     return Regions(made, labels, level, table)
+
+
+def _placed(who: str, image: Any, device: Device, mode: str, sigma: float) -> tuple[Any, dict[str, Any]]:
+    # A map is small and smoothed on the CPU; only running sums are smoothed where they are made.
+    return devices.placed(who, image, device, rounds=mode == "cumulative" and sigma > 0)
 
 
 def _check(who: str, image: Any) -> None:
@@ -237,25 +256,6 @@ def _table(whole: Any, labels: Any) -> Any:
 
 
 # ---------------------------------------------------------------- blocks
-
-
-def gradient_sums(
-    who: str, shape: tuple[int, ...], slabs: list[slice], series: Series, band: slice
-) -> np.ndarray:
-    """Return the sum of absolute gradients of some rows, slab after slab."""
-    total = np.zeros((band.stop - band.start, shape[2]))
-    for own, (window, slices) in zip(slabs, series, strict=True):
-        find_extremes(who, [(window, slices)])  # type: ignore[arg-type]
-        kernels.add_gradients(slices, window[0].start, (own.start, own.stop), shape[0], total)
-    return total
-
-
-def smoothed_map(sigma: float, total: np.ndarray) -> np.ndarray:
-    """Return the map in float32, smoothed."""
-    from scipy import ndimage
-
-    values = total.astype(np.float32)
-    return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE) if sigma else values
 
 
 def cut_out(window: Window, whole: np.ndarray) -> np.ndarray:

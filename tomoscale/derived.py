@@ -15,7 +15,7 @@ from tomoscale.blocks import Piece, Window
 @dataclass(frozen=True, repr=False)
 class Derived(volume.Volume):
     """
-    A volume of float32 that is computed from another one, window by window.
+    A volume, of float32 unless it says otherwise, that is computed from another one, window by window.
 
     Parameters
     ----------
@@ -36,6 +36,17 @@ class Derived(volume.Volume):
     @property
     def chunks(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.inner.chunks
+
+    @property
+    def most_bytes(self) -> float:
+        return self.inner.most_bytes
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        return self.inner.halo
+
+    def decoded(self, window: Window) -> int:
+        return self.inner.decoded(self.grown(window))
 
     def grown(self, window: Window) -> Window:
         """Return what is read for a window."""
@@ -91,6 +102,9 @@ class _Travelling:
     @property
     def chunks(self) -> tuple[int, ...]:
         return self.view.chunks
+
+    def decoded(self, window: Window) -> int:
+        return self.piece.source.decoded(self.piece.window)
 
     def read(self, window: Window) -> np.ndarray:
         return self.view.computed(self.piece.load(), window)

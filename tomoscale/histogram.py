@@ -67,6 +67,10 @@ def of(who: str, volume: Any, bins: int = 256) -> Histogram:
         )
         ends = functools.partial(_ends, np.iinfo(volume.dtype).min)
         return Histogram(counts, passes.derive(ends, np.zeros(2), (counts,)), volume.dtype)
+    if volume.dtype.kind != "f":
+        raise TomoscaleError(
+            f"{who}: values of type {volume.dtype}; expected integers of 8 or 16 bits, or floats"
+        )
     low_high = extremes(who, volume)
     counting = functools.partial(count_bins, bins=bins)
     counts = passes.fold(volume, counting, np.zeros(bins, np.int64), small=(low_high,), scratch=32 * bins)
@@ -179,7 +183,7 @@ def find_extremes(who: str, series: Series) -> np.ndarray:
     """Return the lowest and the highest value, all of them finite."""
     found = np.array([np.inf, -np.inf])
     for window, values in series:
-        ends = np.array([values.min(), values.max()], np.float64)
+        ends = np.array([float(values.min()), float(values.max())])
         if not np.isfinite(ends).all():
             place = ", ".join(f"{w.start}:{w.stop}" for w in window)
             raise TomoscaleError(
@@ -196,8 +200,10 @@ def widest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def keys_of(values: np.ndarray) -> np.ndarray:
     """Return unsigned integers in the order of float32 numbers."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    xp = kernels.namespace(values)
+    bits = xp.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    # All bits of a negative number are turned, of the others the sign alone.
+    return bits ^ ((bits >> np.uint32(31)) * np.uint32(0x7FFFFFFF) | np.uint32(0x80000000))
 
 
 def floats_of(keys: np.ndarray) -> np.ndarray:
@@ -221,7 +227,7 @@ def count_lows(series: Series, chosen: np.ndarray) -> np.ndarray:
     for _, values in series:
         keys = keys_of(values)
         tops = keys >> 16
-        for line, top in zip(counts, chosen[:, 0], strict=True):
+        for line, top in zip(counts, chosen[:, 0].tolist(), strict=True):
             kernels.value_counts((keys[tops == top] & 0xFFFF).astype(np.uint16), line)
     return counts
 

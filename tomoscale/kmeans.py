@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from tomoscale import blocks, clusters, cubes, histogram, kernels, passes
+from tomoscale import blocks, clusters, cubes, devices, histogram, kernels, passes
 from tomoscale.blocks import Index, Window
 from tomoscale.clusters import SETTLED, STEPS, Features
 from tomoscale.cubes import checked_volume
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
-from tomoscale.parameters import Count, Sigma, Volume, Width
+from tomoscale.parameters import Count, Device, Sigma, Volume, Width
 from tomoscale.smooth import smoothed
 
 Clusters = Annotated[int, Ge(2), Le(64)]
@@ -47,6 +47,7 @@ def segment(
     n_init: Count = 4,
     tolerance: Annotated[float, Ge(0)] = 1e-4,
     most_iterations: Count = 100,
+    device: Device = "auto",
 ) -> Clustered:
     """
     Cluster the voxels of a volume by intensity and place (k-means).
@@ -54,7 +55,7 @@ def segment(
     Parameters
     ----------
     image : (z, y, x)
-        Grey values: integers of up to 32 bits, or floating-point numbers.
+        Grey values: integers of up to 32 bits (16 for the intensity alone), or floating-point numbers.
     k
         Number of clusters.
     features
@@ -77,6 +78,8 @@ def segment(
         The fit has settled when the squared shifts of all standardised centres sum up to less.
     most_iterations
         Passes after which it ends anyway.
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -110,6 +113,7 @@ def segment(
     """
     who = "kmeans.segment"
     shape = checked_volume(who, image)
+    image, place = devices.placed(who, image, device, rounds=any(sigma))
     view = smoothed(image, sigma)
     limit = -math.inf if threshold is None else float(threshold)
     if math.isnan(limit):
@@ -121,12 +125,17 @@ def segment(
             raise TomoscaleError(
                 f"{who}: intensities alone need no initial centres: the best solution is found"
             )
-        return _by_intensity(view, how)
+        return _stated(_by_intensity(view, how), place)
     if initial is not None and initial.shape != (k, 4):
         raise TomoscaleError(
             f"{who}: initial has shape {initial.shape}; expected ({k}, 4): intensity, z, y, x of every centre"
         )
-    return _by_place(view, how, initial, most_iterations)
+    return _stated(_by_place(view, how, initial, most_iterations), place)
+
+
+def _stated(made: Clustered, place: dict[str, Any]) -> Clustered:
+    blocks.state(made.labels, image="volume", **place)
+    return made
 
 
 def _by_place(view: Any, how: Features, initial: Any, most_iterations: int) -> Clustered:
@@ -182,7 +191,6 @@ def _result(view: Any, how: Features, scale: Any, state: Any) -> Clustered:
     labels = blocks.map_blocks(
         call, arguments, {"labels": cut.field("u1")}, small=(scale, state), scratch=ROW_BYTES + working
     )["labels"]
-    blocks.state(labels, image="volume")
     return Clustered(
         labels,
         passes.derive(real_centres, np.zeros((how.k, 4)), (scale, state)),
@@ -230,7 +238,6 @@ def _by_intensity(view: Any, how: Features) -> Clustered:
     fit = passes.derive(solve, np.zeros((how.k + 1, 2)), (counted.counts, counted.extremes))
     cut = cubes.cut(how.who, view, held=1)
     labels = cubes.each(view, cut, "u1", functools.partial(classified, how), small=(fit,))
-    blocks.state(labels, image="volume")
     return Clustered(
         labels,
         passes.derive(means_of, np.zeros((how.k, 4)), (fit,)),
@@ -287,10 +294,8 @@ def classified(how: Features, values: np.ndarray, fit: np.ndarray) -> np.ndarray
         values = values.astype(np.float32)
     low = values < how.limit
     if how.as_zero:
-        values = np.where(low, values.dtype.type(0), values)
-    found = kernels.classes_of(
-        values, fit[: how.k - 1, 0].astype(values.dtype), np.empty(values.shape, np.uint8)
-    )
+        values = kernels.namespace(values).where(low, values.dtype.type(0), values)
+    found = kernels.classes_of(values, fit[: how.k - 1, 0].astype(values.dtype))
     found += 1
     if not how.as_zero:
         found[low] = 0

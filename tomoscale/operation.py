@@ -119,6 +119,8 @@ def _origin(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Origi
     inputs: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     for name, value in arguments.items():
+        if name == "device":
+            continue  # results do not depend on it; those that do say so
         if isinstance(value, store.Volume):
             inputs[name] = value.identity()
             history = history or value.history()
@@ -151,6 +153,7 @@ def _stamp(result: Any, origin: Origin) -> None:
         parameters = {
             n: v for n, v in known.parameters.items() if n not in beside or v is None or isinstance(v, str)
         }
+        parameters |= stated.get("parameters", {})
         known = replace(known, parameters=parameters, inputs={**known.inputs, **beside})
         blocks.state(array, origin=known)
 

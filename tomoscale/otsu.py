@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from tomoscale import blocks, clahe, cubes, histogram, kernels, passes
+from tomoscale import blocks, clahe, cubes, devices, histogram, passes
 from tomoscale.cubes import checked_volume
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
-from tomoscale.parameters import Count, Sigma, Volume
+from tomoscale.parameters import Count, Device, Sigma, Volume
 from tomoscale.smooth import smoothed
-from tomoscale.thresholds import otsu_thresholds, thresholds_of
+from tomoscale.thresholds import checked_range, classify, decided, masked, scaled, thresholds_of
 
 Classes = Annotated[int, Ge(2), Le(5)]
 """How many classes a volume is cut into."""
@@ -44,7 +44,14 @@ class Mask(NamedTuple):
 
 
 @operation("otsu")
-def segment(image: Volume, *, classes: Classes = 2, sigma: Sigma = (0.0,), bins: Count = 256) -> Classified:
+def segment(
+    image: Volume,
+    *,
+    classes: Classes = 2,
+    sigma: Sigma = (0.0,),
+    bins: Count = 256,
+    device: Device = "auto",
+) -> Classified:
     """
     Cut a volume into classes by Otsu's thresholds of its whole histogram.
 
@@ -59,6 +66,8 @@ def segment(image: Volume, *, classes: Classes = 2, sigma: Sigma = (0.0,), bins:
         none.
     bins
         Bins of the histogram of floating-point numbers; integers have one for every value.
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -93,17 +102,20 @@ def segment(image: Volume, *, classes: Classes = 2, sigma: Sigma = (0.0,), bins:
     """
     who = "otsu.segment"
     checked_volume(who, image)
+    image, place = devices.placed(who, image, device, rounds=any(sigma))
     view = smoothed(image, sigma)
     counted = histogram.of(who, view, bins)
     thresholds = thresholds_of(who, counted, classes)
     cut = cubes.cut(who, view, held=1)
     labels = cubes.each(view, cut, "u1", classify, small=(thresholds,))
-    blocks.state(labels, image="volume")
+    blocks.state(labels, image="volume", **place)
     return Classified(labels, thresholds)
 
 
 @operation("otsu scale")
-def scale(image: Volume, *, percentiles: tuple[Percent, Percent] = (0.0, 100.0)) -> Scaled:
+def scale(
+    image: Volume, *, percentiles: tuple[Percent, Percent] = (0.0, 100.0), device: Device = "auto"
+) -> Scaled:
     """
     Scale a volume to values from 0 to 1.
 
@@ -114,6 +126,8 @@ def scale(image: Volume, *, percentiles: tuple[Percent, Percent] = (0.0, 100.0))
     percentiles
         Of all voxels: the first becomes 0, the second 1, what lies beyond is cut. By default the lowest and the
         highest value.
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -137,6 +151,7 @@ def scale(image: Volume, *, percentiles: tuple[Percent, Percent] = (0.0, 100.0))
     low, high = percentiles
     if not low < high:
         raise TomoscaleError(f"{who}: percentiles {low:g},{high:g}; expected the lower one first")
+    image, place = devices.placed(who, image, device)
     if (low, high) == (0, 100):
         ends = histogram.extremes(who, image)
     else:
@@ -144,7 +159,7 @@ def scale(image: Volume, *, percentiles: tuple[Percent, Percent] = (0.0, 100.0))
     ends = passes.derive(functools.partial(checked_range, who), np.zeros(2), (ends,))
     cut = cubes.cut(who, image, held=4 + 8)
     volume = cubes.each(image, cut, "f4", scaled, small=(ends,), held=8)
-    blocks.state(volume, image="volume")
+    blocks.state(volume, image="volume", **place)
     return Scaled(volume)
 
 
@@ -157,6 +172,7 @@ def equalize(
     clip_limit: Share = 0.01,
     bins: Bins = 256,
     dtype: Literal["float32", "float64"] = "float32",
+    device: Device = "auto",
 ) -> Scaled:
     """
     Equalise the local contrast of every slice, or of a volume (CLAHE).
@@ -175,6 +191,8 @@ def equalize(
         Grey bins of a tile.
     dtype
         Type of the result. scikit-image's is float64 for integers and float32 for float32.
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -207,9 +225,10 @@ def equalize(
     who = "otsu.equalize"
     checked_volume(who, image)
     how = clahe.tiles_of(who, image, dimensions, tile, clip_limit, bins)
+    image, place = devices.placed(who, image, device)
     plan = clahe.equalised(image, how, held=np.dtype(dtype).itemsize)
     volume = clahe.blocks_of(image, plan, as_it_is, dtype, held=0)
-    blocks.state(volume, image="volume")
+    blocks.state(volume, image="volume", **place)
     return Scaled(volume)
 
 
@@ -221,6 +240,7 @@ def initial_mask(
     tile: tuple[Count, ...] = (),
     clip_limit: Share = 0.01,
     invert: Literal["auto", "slice", "yes", "no"] = "auto",
+    device: Device = "auto",
 ) -> Mask:
     """
     Make a first mask: local contrast, Otsu's threshold, the rarer phase as foreground.
@@ -234,6 +254,8 @@ def initial_mask(
     invert
         Which side of the threshold is foreground: the rarer one of the volume (`auto`) or of every `slice`,
         the darker one (`yes`), or the brighter one (`no`).
+    device
+        Where blocks are computed: `auto` takes a GPU if there is one.
 
     Returns
     -------
@@ -261,11 +283,12 @@ def initial_mask(
     who = "otsu.initial_mask"
     checked_volume(who, image)
     how = clahe.tiles_of(who, image, dimensions, tile, clip_limit, 256)
+    image, place = devices.placed(who, image, device)
     plan = clahe.equalised(image, how, held=1)
     decide = functools.partial(decided, who, how.dtype, invert, image.shape[0])
     decision = passes.derive(decide, np.zeros(1 + image.shape[0]), (plan.levels,))
     labels = clahe.blocks_of(image, plan, masked, "u1", small=(decision,), held=8)
-    blocks.state(labels, image="volume")
+    blocks.state(labels, image="volume", **place)
     return Mask(labels)
 
 
@@ -275,45 +298,3 @@ def initial_mask(
 def as_it_is(values: np.ndarray, z: int) -> np.ndarray:
     """Return an equalised slice."""
     return values
-
-
-def decided(who: str, dtype: np.dtype, invert: str, depth: int, levels: np.ndarray) -> np.ndarray:
-    """Return the threshold of equalised values, then 1 for every slice whose darker side is foreground."""
-    counts = levels[..., 2:].reshape(-1, levels.shape[-1] - 2)
-    ends = np.array([0.0, 1.0])
-    total = counts.sum(axis=0).astype(np.int64).reshape(-1, 2).sum(axis=1)
-    threshold = otsu_thresholds(who, 2, dtype, total, ends)[0]
-    own = int(threshold * total.size)
-    above = counts[:, 2 * own + 1 :].sum(axis=1)
-    if invert == "slice" and len(counts) > 1:
-        dark = 2 * above > counts.sum(axis=1)
-    else:
-        dark = np.full(depth, invert == "yes" or (invert != "no" and 2 * above.sum() > total.sum()))
-    return np.concatenate([[threshold], np.broadcast_to(dark, depth)])
-
-
-def masked(values: np.ndarray, z: int, decision: np.ndarray) -> np.ndarray:
-    """Return the foreground of an equalised slice."""
-    return (values > values.dtype.type(decision[0])) ^ bool(decision[1 + z])
-
-
-def classify(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Return the class of every voxel."""
-    if values.dtype == np.float16:
-        values = values.astype(np.float32)
-    return kernels.classes_of(values, thresholds.astype(values.dtype), np.empty(values.shape, np.uint8))
-
-
-def scaled(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return values from 0 to 1, computed in float64 and rounded once."""
-    wide = values.astype(np.float64)
-    wide -= ends[0]
-    wide /= ends[1] - ends[0]
-    return np.clip(wide, 0, 1, out=wide).astype(np.float32)
-
-
-def checked_range(who: str, ends: np.ndarray) -> np.ndarray:
-    """Return a range that is not empty."""
-    if not ends[0] < ends[1]:
-        raise TomoscaleError(f"{who}: all values that count are {ends[0]:g}; there is nothing to tell apart")
-    return ends

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Predicate
@@ -43,6 +43,9 @@ Share = Annotated[float, Gt(0), Le(1)]
 """A share of the whole: above 0, at most 1."""
 
 Shape3 = tuple[Count, Count, Count]
+
+Device = Literal["auto", "cpu", "gpu"]
+"""Where blocks are computed."""
 
 
 class Span(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomoscale import blocks
+from tomoscale import blocks, cubes
 from tomoscale.blocks import Cost, Field, Window
 from tomoscale.readings import Series, readings
 
@@ -59,6 +59,9 @@ def fold(
     from dask.highlevelgraph import HighLevelGraph
 
     windows = readings(volume)
+    if any(volume.halo):
+        # As large as blocks: of smaller windows most is read for the halo, again and again (9 times in all).
+        windows = cubes.cut(blocks.title_of(function), volume, held=0).windows
     tasks = min(len(windows), TASKS_PER_THREAD * blocks.resources().threads)
     cuts = [round(i * len(windows) / tasks) for i in range(tasks + 1)]
     groups = [windows[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
@@ -307,12 +310,7 @@ def _key(array: da.Array) -> tuple[Any, ...]:
 def _cost(volume: Any, windows: Sequence[Window], scratch: int) -> Cost:
     """Add up a pass: one window at a time, one chunk being decoded."""
     itemsize = volume.dtype.itemsize
-    read = 0
-    for window in windows:
-        cover = (
-            blocks.covering(s, c, n) for s, c, n in zip(window, volume.chunks, volume.shape, strict=True)
-        )
-        read += int(np.prod(list(cover), dtype=np.int64)) * itemsize
+    read = sum(map(volume.decoded, windows))
     chunk = int(np.prod(volume.chunks, dtype=np.int64)) * itemsize
     largest = max(blocks.volume_of(w) for w in windows) * itemsize
     held = getattr(volume, "working_bytes", lambda window: 0)

@@ -54,7 +54,7 @@ class Panel:
     low, high : float
         Ends of the scale.
     colours : str or sequence of str
-        Colour map; or one colour for each of the numbers from 0 on, of an image of classes.
+        Colour map; or one colour for each of the numbers between `low` and `high`, of an image of classes.
     unit : str
         Label of the colour bar.
     asinh : float
@@ -207,7 +207,8 @@ def _colour_bar(axes: Axes, drawn: Any, panel: Panel) -> None:
     if panel.asinh:
         _decades(bar, panel)
     elif not isinstance(panel.colours, str):
-        bar.set_ticks(range(0, len(panel.colours), math.ceil(len(panel.colours) / 12)))
+        every = math.ceil(len(panel.colours) / 12)
+        bar.set_ticks(range(math.ceil(panel.low), math.ceil(panel.high), every))
         bar.ax.minorticks_off()
 
 

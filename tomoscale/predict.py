@@ -13,7 +13,7 @@ from tomoscale.blocks import Field, Index, Window
 from tomoscale.budget import Budget
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import operation
-from tomoscale.parameters import Shape3, Volume
+from tomoscale.parameters import Device, Shape3, Volume
 from tomoscale.progress import human_bytes
 from tomoscale.store import CroppedVolume
 from tomoscale.tiling import Tiles, cut
@@ -31,7 +31,7 @@ def segment(
     probabilities: bool = False,
     flips: Literal["none", "yx", "zyx"] = "none",
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    device: Literal["auto", "cpu", "gpu"] = "auto",
+    device: Device = "auto",
     chunks: Shape3 | None = None,
 ) -> dict[str, Any]:
     """
@@ -53,7 +53,7 @@ def segment(
     precision
         Numbers of the network; `auto` takes bfloat16 on a GPU that has units for it, else float32.
     device
-        `auto` takes a GPU if there is one.
+        Where blocks are computed: `auto` takes a GPU if there is one.
     chunks
         Stored chunks; by default cubes of 128, smaller ones where that saves work.
 
@@ -103,7 +103,11 @@ def segment(
         made,
         beside={"model": network.identity()},
         overhead=tiles.overhead,
-        says={"network": _described(network, tiles, how, statistics is not None)},
+        says={
+            "network": _described(network, tiles, how, statistics is not None),
+            "device": forward.name_of(place),
+        },
+        parameters={"device": "cpu" if place == "cpu" else "gpu"},
         **({} if probabilities else {"image": "volume"}),
     )
     return {name: made} if statistics is None else {name: made, "statistics": statistics}
@@ -168,7 +172,7 @@ def _described(model: Model, tiles: Tiles, how: How, calibrated: bool) -> str:
     """Say in the plan what it computes."""
     text = (
         f"{model.dimensions}D, halo {_times(model.halo)}, tiles of {_times(tiles.largest)}; "
-        f"{tiles.overhead:.2f} times the work of the whole at once, {how.precision} on {how.device}"
+        f"{tiles.overhead:.2f} times the work of the whole at once, {how.precision}"
     )
     if calibrated:
         text += f"; {len(model.norms)} passes over the volume for the statistics of InstanceNorm first"

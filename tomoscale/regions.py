@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import blocks, cubes, parts
+from tomoscale import blocks, cubes, kernels, parts
 from tomoscale.blocks import Index, Window
 from tomoscale.cubes import Cubes
 from tomoscale.errors import TomoscaleError
@@ -53,7 +53,7 @@ def above(who: str, view: Any, level: Any, least: int) -> tuple[Any, Any, Any]:
     # Labels of 32 bits, and places of the voxels above: three of 64 bits for each of them.
     held = 4 + 4 + 3 * 8 + 8
     cut = cubes.cut(who, view, held=held, whole=(0,))
-    windows = [cut.window(i) for i in np.ndindex(*map(len, cut.grid))]
+    windows = cut.windows
     largest = max(map(blocks.volume_of, windows))
     scratch = held * largest + max(map(view.working_bytes, windows))
     token = "x".join(map(str, cut.edges))
@@ -89,7 +89,8 @@ def find_regions(
     """Return size, sums of places, box and first voxel of the regions of a block, and the labels on its faces."""
     from scipy import ndimage
 
-    labels, count = ndimage.label(values > level[0])
+    # On the CPU also of a map on a GPU: SciPy's numbers are part of the result.
+    labels, count = ndimage.label(kernels.host(values) > level[0])
     at = np.nonzero(labels)
     own = labels[at] - 1
     start = [s.start for s in window]
@@ -168,6 +169,7 @@ def paint_regions(
     """Return the values of a block, and the numbers of its regions in the volume."""
     from scipy import ndimage
 
+    values = kernels.host(values)
     labels, _ = ndimage.label(values > level[0])
     offset = joined[0]["offset"]
     own = joined[0]["label"][offset[number] : offset[number + 1]]

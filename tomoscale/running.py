@@ -1,4 +1,4 @@
-"""Running sums of the gradient along z as a volume: computed for whole columns of voxels when it is read."""
+"""Sums of the gradient along z: a map of them all, and running ones as a volume that is computed when it is read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tomoscale.blocks import Window, grow, volume_of
 from tomoscale.cubes import inner
 from tomoscale.derived import Derived
 from tomoscale.histogram import find_extremes
+from tomoscale.readings import Series
 from tomoscale.smooth import TRUNCATE
 
 
@@ -37,9 +38,14 @@ class RunningSums(Derived):
         # Every slice needs all those below: columns that are cut along z would be read again and again.
         return (self.inner.shape[0], *self.inner.chunks[1:])
 
-    def grown(self, window: Window) -> Window:
+    @property
+    def halo(self) -> tuple[int, ...]:
         reach = int(TRUNCATE * self.sigma + 0.5)
-        rows, columns = (grow(w, reach, n) for w, n in zip(window[1:], self.shape[1:], strict=True))
+        return 0, reach, reach  # along z nothing is cut
+
+    def grown(self, window: Window) -> Window:
+        axes = zip(window[1:], self.halo[1:], self.shape[1:], strict=True)
+        rows, columns = (grow(w, h, n) for w, h, n in axes)
         return slice(0, self.shape[0]), rows, columns
 
     def working_bytes(self, window: Window) -> int:
@@ -48,12 +54,28 @@ class RunningSums(Derived):
         return volume_of(around) * (self.inner.dtype.itemsize + 2 * 4) + 8 * volume_of(around[1:])
 
     def computed(self, values: np.ndarray, window: Window) -> np.ndarray:
-        from scipy import ndimage
-
         grown = self.grown(window)
         find_extremes(self.who, [(grown, values)])  # type: ignore[arg-type]
-        out = np.empty(values.shape, np.float32)
-        kernels.running_gradients(values, out)
+        out = kernels.running_gradients(values)
         if self.sigma:
-            ndimage.gaussian_filter(out, self.sigma, output=out, truncate=TRUNCATE)
+            out = kernels.ndimage(out).gaussian_filter(out, self.sigma, truncate=TRUNCATE)
         return out[inner(window, grown)]
+
+
+def gradient_sums(
+    who: str, shape: tuple[int, ...], slabs: list[slice], series: Series, band: slice
+) -> np.ndarray:
+    """Return the sum of absolute gradients of some rows, slab after slab."""
+    total = np.zeros((band.stop - band.start, shape[2]))
+    for own, (window, slices) in zip(slabs, series, strict=True):
+        find_extremes(who, [(window, slices)])  # type: ignore[arg-type]
+        kernels.add_gradients(slices, window[0].start, (own.start, own.stop), shape[0], total)
+    return total
+
+
+def smoothed_map(sigma: float, total: np.ndarray) -> np.ndarray:
+    """Return the map in float32, smoothed."""
+    from scipy import ndimage
+
+    values = total.astype(np.float32)
+    return ndimage.gaussian_filter(values, sigma, truncate=TRUNCATE) if sigma else values

@@ -120,6 +120,8 @@ def is_full(error: BaseException) -> bool:
 def _one_line(error: BaseException, size: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     size = size and f" ({size})"
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory on the GPU: {text}; try fewer --workers, or --device cpu"
     if is_exhausted(error):
         return f"out of memory: {text}{size}"
     if type(error).__name__ == "KilledWorker":

@@ -1,4 +1,4 @@
-"""Otsu's thresholds of a histogram, as scikit-image computes them."""
+"""Otsu's thresholds of a histogram, as scikit-image computes them; values of blocks cut and scaled."""
 
 from __future__ import annotations
 
@@ -78,3 +78,49 @@ def _split(counts: np.ndarray, centres: np.ndarray) -> int:
     mean_above = (np.cumsum(moment[::-1]) / above[::-1])[::-1]
     between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
     return int(np.argmax(between))
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def classify(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Return the class of every voxel."""
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    return kernels.classes_of(values, thresholds.astype(values.dtype))
+
+
+def scaled(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return values from 0 to 1, computed in float64 and rounded once."""
+    low, high = ends.tolist()
+    wide = values.astype(np.float64)
+    wide -= low
+    wide /= high - low
+    return kernels.namespace(values).clip(wide, 0, 1, out=wide).astype(np.float32)
+
+
+def checked_range(who: str, ends: np.ndarray) -> np.ndarray:
+    """Return a range that is not empty."""
+    if not ends[0] < ends[1]:
+        raise TomoscaleError(f"{who}: all values that count are {ends[0]:g}; there is nothing to tell apart")
+    return ends
+
+
+def decided(who: str, dtype: np.dtype, invert: str, depth: int, levels: np.ndarray) -> np.ndarray:
+    """Return the threshold of equalised values, then 1 for every slice whose darker side is foreground."""
+    counts = levels[..., 2:].reshape(-1, levels.shape[-1] - 2)
+    ends = np.array([0.0, 1.0])
+    total = counts.sum(axis=0).astype(np.int64).reshape(-1, 2).sum(axis=1)
+    threshold = otsu_thresholds(who, 2, dtype, total, ends)[0]
+    own = int(threshold * total.size)
+    above = counts[:, 2 * own + 1 :].sum(axis=1)
+    if invert == "slice" and len(counts) > 1:
+        dark = 2 * above > counts.sum(axis=1)
+    else:
+        dark = np.full(depth, invert == "yes" or (invert != "no" and 2 * above.sum() > total.sum()))
+    return np.concatenate([[threshold], np.broadcast_to(dark, depth)])
+
+
+def masked(values: np.ndarray, z: int, decision: np.ndarray) -> np.ndarray:
+    """Return the foreground of an equalised slice."""
+    return (values > values.dtype.type(decision[0])) ^ bool(decision[1 + z])

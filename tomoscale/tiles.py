@@ -73,8 +73,9 @@ def integers_of(values: np.ndarray, who: str) -> np.ndarray:
     values = values.astype(np.float32) if values.dtype == np.float16 else values
     if values.size and (values.min() < -1 or values.max() > 1):
         raise TomoscaleError(f"{who}: values beyond -1 and 1; scale them first with `tomoscale otsu scale`")
-    levels = np.multiply(values, AS_INTEGERS, dtype=values.dtype)
-    return np.clip(np.rint(levels, out=levels), 0, AS_INTEGERS, out=levels).astype(np.uint16)
+    xp = kernels.namespace(values)
+    levels = xp.multiply(values, AS_INTEGERS, dtype=values.dtype)
+    return xp.clip(xp.rint(levels, out=levels), 0, AS_INTEGERS, out=levels).astype(np.uint16)
 
 
 def levels_of(integers: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -139,8 +140,8 @@ def slice_ends(tiles: Tiles, series: Series, slab: slice) -> np.ndarray:
         find_extremes(tiles.who, [(window, values)])  # type: ignore[arg-type]
         own = found[window[0].start - slab.start : window[0].stop - slab.start]
         flat = values.reshape(len(values), -1)
-        own[:, 0] = np.minimum(own[:, 0], flat.min(axis=1))
-        own[:, 1] = np.maximum(own[:, 1], flat.max(axis=1))
+        own[:, 0] = np.minimum(own[:, 0], kernels.host(flat.min(axis=1)))
+        own[:, 1] = np.maximum(own[:, 1], kernels.host(flat.max(axis=1)))
     return found
 
 
@@ -203,7 +204,7 @@ def levels(
     if not tiles.per_slice:
         origin = tuple(w.start for w in window)
         return kernels.interpolated(binned(values, ends, tiles), origin, tiles.tile, _padded(tables))
-    out = np.empty(values.shape, np.uint16)
+    out = kernels.namespace(values).empty(values.shape, np.uint16)
     for k, one in enumerate(values):
         z = window[0].start - first + k
         bins = binned(one[None], ends[z], tiles)
@@ -225,8 +226,9 @@ def equalise_block(
 ) -> np.ndarray:
     """Equalise a block and hand every slice, as values from 0 to 1, with its number to a function."""
     level = levels(tiles, window, values, ends, tables, window[0].start)
-    out = np.empty(values.shape, dtype)
+    xp = kernels.namespace(values)
+    out = xp.empty(values.shape, dtype)
     for z in range(len(level)):
         table = final_table((reach[z] if tiles.per_slice else reach)[:2], tiles.dtype)
-        out[z] = function(table[level[z]], window[0].start + z, *small)
+        out[z] = function(xp.asarray(table)[level[z]], window[0].start + z, *small)
     return out

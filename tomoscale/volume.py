@@ -13,7 +13,7 @@ import google_crc32c
 import numpy as np
 
 from tomoscale import metadata, parameters, record
-from tomoscale.blocks import Piece, Window, shape_of
+from tomoscale.blocks import Piece, Window, covering, shape_of
 from tomoscale.chunks import ChunkFiles
 from tomoscale.encoded import EncodedChunks
 from tomoscale.errors import TomoscaleError
@@ -44,6 +44,21 @@ class Volume(parameters.Volume):
     def nbytes(self) -> int:
         """Bytes of all voxels."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def most_bytes(self) -> float:
+        """Bytes that a block of it may take where it is computed, unless that is the worker."""
+        return math.inf
+
+    @property
+    def halo(self) -> tuple[int, ...]:
+        """Voxels that are read beyond a window, along every axis."""
+        return (0,) * self.ndim
+
+    def decoded(self, window: Window) -> int:
+        """Return the bytes that are decoded to read a window: whole chunks."""
+        axes = zip(window, self.chunks, self.shape, strict=True)
+        return math.prod(covering(s, c, n) for s, c, n in axes) * self.dtype.itemsize
 
     def read(self, window: Window) -> np.ndarray:
         """Return the voxels of a window."""

@@ -1,6 +1,9 @@
 """
 Block in, block out: plain loops about pixels, with `reference` saying what each kernel means.
 
+Blocks are arrays of NumPy. Kernels that are `on_both` take those of CuPy as well, and return a block where they found
+one.
+
 Importing this package is cheap: a kernel's module, and Numba with it, is loaded when the kernel is first
 used.
 """
@@ -38,6 +41,9 @@ _HOME = {
     "find_components": "_runs",
     "join_voxels": "_union",
     "grow": "_growth",
+    "host": "_arrays",
+    "namespace": "_arrays",
+    "ndimage": "_arrays",
     "paint": "_paint",
 }
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._arrays import on_both, plain
 from tomoscale.kernels._compile import compiled, inlined, part
 
 LEVELS = 2**14
 
 
+@on_both
 def grey_bins(values: NDArray, table: NDArray[np.uint8], lowest: int) -> NDArray[np.uint8]:
     """
     Return the bin of every voxel.
@@ -40,6 +41,7 @@ def grey_bins(values: NDArray, table: NDArray[np.uint8], lowest: int) -> NDArray
     return out
 
 
+@on_both
 def tile_counts(
     bins: NDArray[np.uint8],
     origin: tuple[int, int, int],
@@ -88,6 +90,7 @@ def clipped_tables(counts: NDArray[np.int64], limit: int, n_voxels: int) -> NDAr
     return level.astype(np.uint16).reshape(counts.shape)
 
 
+@on_both
 def interpolated(
     bins: NDArray[np.uint8],
     origin: tuple[int, int, int],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._arrays import on_both, plain
 from tomoscale.kernels._compile import compiled, inlined
 
 MOST_COUNTED = 2**31
 """Values after which counters of 32 bits are emptied."""
 
 
+@on_both
 def value_counts(values: NDArray, counts: NDArray[np.int64]) -> None:
     """
     Add the number of voxels of every value to counts.
@@ -36,6 +37,7 @@ def value_counts(values: NDArray, counts: NDArray[np.int64]) -> None:
         counts += np.roll(table, shift)
 
 
+@on_both
 def bin_counts(values: NDArray, edges: NDArray, counts: NDArray[np.int64]) -> None:
     """
     Add the number of voxels of every bin to counts, as `numpy.histogram` counts them.
@@ -55,9 +57,10 @@ def bin_counts(values: NDArray, edges: NDArray, counts: NDArray[np.int64]) -> No
         _count_bins(plain(values, edges.dtype).reshape(-1), plain(edges), counts)
 
 
-def classes_of(values: NDArray, thresholds: NDArray, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+@on_both
+def classes_of(values: NDArray, thresholds: NDArray) -> NDArray[np.uint8]:
     """
-    Write for every voxel how many thresholds lie below its value.
+    Return for every voxel how many thresholds lie below its value.
 
     Parameters
     ----------
@@ -65,9 +68,13 @@ def classes_of(values: NDArray, thresholds: NDArray, out: NDArray[np.uint8]) -> 
         Numbers.
     thresholds : (n,)
         In the type of values, ascending.
-    out : as values
+
+    Returns
+    -------
+    as values, uint8
         Classes.
     """
+    out = np.empty(values.shape, np.uint8)
     _classes(plain(values).reshape(-1), plain(thresholds, values.dtype), out.reshape(-1))
     return out
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._arrays import plain
+from tomoscale.kernels._arrays import on_both, plain
 from tomoscale.kernels._compile import compiled, inlined, part
 
 NOWHERE, LAST_CENTRE = np.int32(-1), np.int32(2**31 - 1)
@@ -20,6 +20,7 @@ PIECE = 2048
 LAST = np.int64(2**63 - 1)
 
 
+@on_both
 def cluster_sums(
     values: NDArray, origin: tuple[int, int, int], weights: NDArray, unit: float, limit: float, as_zero: bool
 ) -> NDArray[np.int64]:
@@ -54,6 +55,7 @@ def cluster_sums(
     return sums
 
 
+@on_both
 def cluster_labels(
     values: NDArray, origin: tuple[int, int, int], weights: NDArray, limit: float, as_zero: bool
 ) -> NDArray[np.uint8]:
@@ -63,6 +65,7 @@ def cluster_labels(
     return out
 
 
+@on_both
 def moments(
     values: NDArray, origin: tuple[int, int, int], unit: float, limit: float, as_zero: bool
 ) -> NDArray[np.int64]:
@@ -79,6 +82,7 @@ def moments(
     return out
 
 
+@on_both
 def sample(
     values: NDArray,
     origin: tuple[int, int, int],

@@ -53,8 +53,15 @@ def device_of(word: str) -> str:
         A GPU is asked for and there is none.
     """
     if word == "gpu" and not torch.cuda.is_available():
-        raise TomoscaleError("predict.segment: PyTorch finds no GPU; give --device cpu")
+        raise TomoscaleError(
+            "predict.segment: there is no GPU to compute on: PyTorch finds none; or give --device cpu"
+        )
     return "cuda" if word != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def name_of(device: str) -> str:
+    """Return a device for people."""
+    return "CPU" if device == "cpu" else f"GPU 0, {torch.cuda.get_device_properties(0).name}"
 
 
 def precision_of(word: str, device: str) -> str:
