@@ -205,7 +205,7 @@ def test_workers_take_less_memory_than_the_plan_says(tmp_path, options):
 def test_columns_of_a_big_scan_are_read_twice_at_most():
     layout = columns.cut(
         (7200, 2048, 2048), blocks.scan_chunks((7200, 2048, 2048), 2), halo=(250, 1, 1), step=50,
-        itemsize=(2, 4), scratch=(7000, 10**7), block_bytes=1_600_000_000, threads=16,
+        itemsize=(2, 4), held=0.1, scratch=(7000, 10**7), block_bytes=1_600_000_000, threads=16,
     )  # fmt: skip
     assert layout.decoded((64, 8, 2048)) <= 2 * np.prod(layout.shape)
 

@@ -29,6 +29,7 @@ from tomoscale.errors import DamagedError
 from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
 from tomoscale.objects import Stored, make_folder, read_object, sync_folder, write_object
+from tomoscale.stream import Stream
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _BLOSC_HEADER = struct.Struct("<4B3I")
@@ -191,7 +192,7 @@ class ChunkFiles:
             body = blosc().compress(flat, name.encode(), level, shuffle, blocksize)
         return [body, struct.pack("<I", google_crc32c.value(body))] if self.checksum else [body]
 
-    def parts(self, start: Sequence[int], block: np.ndarray) -> Iterator[tuple[Index, np.ndarray]]:
+    def parts(self, start: Sequence[int], block: np.ndarray | Stream) -> Iterator[tuple[Index, np.ndarray]]:
         """Cut a block into whole chunks; those over the end of the array are padded with zeros, as Zarr does."""
         ranges = [
             range(s // c, -(-(s + n) // c)) for s, n, c in zip(start, block.shape, self.chunks, strict=True)
@@ -199,14 +200,15 @@ class ChunkFiles:
         assert all(s % c == 0 for s, c in zip(start, self.chunks, strict=True)), "a block starts with a chunk"
         for index in itertools.product(*ranges):
             begin = [i * c - s for i, c, s in zip(index, self.chunks, start, strict=True)]
-            part = block[tuple(slice(b, b + c) for b, c in zip(begin, self.chunks, strict=True))]
+            stop = [min(b + c, n) for b, c, n in zip(begin, self.chunks, block.shape, strict=True)]
+            part = block[tuple(map(slice, begin, stop))]
             if part.shape != self.chunks:
                 padded = np.zeros(self.chunks, self.dtype)
                 padded[tuple(map(slice, part.shape))] = part
                 part = padded
             yield index, part
 
-    def write(self, start: Sequence[int], block: np.ndarray) -> list[Stored]:
+    def write(self, start: Sequence[int], block: np.ndarray | Stream) -> list[Stored]:
         """
         Store a block of whole chunks durably.
 
@@ -214,8 +216,8 @@ class ChunkFiles:
         ----------
         start : sequence of int
             Position of the block's first voxel; a multiple of the chunk's shape.
-        block : numpy.ndarray
-            The voxels.
+        block : numpy.ndarray or Stream
+            The voxels, or what makes them.
 
         Returns
         -------
