@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tomoscale import buffers
-from tomoscale.grid import Window
+from tomoscale.grid import Window, shape_of, volume_of
 
 _streaming: ContextVar[bool] = ContextVar("streaming", default=False)
 
@@ -40,11 +40,11 @@ class Stream:
     dtype: np.dtype
     fill: Callable[[Window, np.ndarray], None]
 
-    def __getitem__(self, window: Window) -> np.ndarray:
-        """Return a window, freshly made."""
-        made = np.empty([w.stop - w.start for w in window], self.dtype)
-        self.fill(window, made)
-        return made
+    def made(self, window: Window, room: np.ndarray) -> np.ndarray:
+        """Return a window, made at the beginning of a contiguous array that is large enough."""
+        out = room.reshape(-1)[: volume_of(window)].reshape(shape_of(window))
+        self.fill(window, out)
+        return out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return all of it."""
