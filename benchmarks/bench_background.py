@@ -26,7 +26,7 @@ import distributed
 import numpy as np
 from scipy.ndimage import median_filter
 
-from tomoscale import background, blocks, buffers, cluster, run, simulate, store, worker
+from tomoscale import background, blocks, buffers, cluster, run, simulate, store, stream, worker
 from tomoscale.cluster import Connection
 from tomoscale.result import Result, stored_chunks
 
@@ -50,15 +50,20 @@ def read_only(call: Any) -> int:
         return sum(a.load().nbytes for a in call.arguments if isinstance(a, blocks.Piece))
 
 
-def compute_only(call: Any) -> float:
-    """Compute a block whose input is there already; return the seconds, without reading."""
+def compute_only(call: Any, places: list[worker.Place]) -> float:
+    """Compute a block whose input is there already, chunk by chunk as a run does; return the seconds."""
     this = distributed.get_worker()
     this.fields = None
-    with buffers.reused():
+    with buffers.reused(), stream.allowed():
         loaded = [a.load() if isinstance(a, blocks.Piece) else a for a in call.arguments]
         begin = time.perf_counter()
-        this.fields = call.function(*loaded)
-        return time.perf_counter() - begin
+        fields = call.function(*loaded)
+        for place, field in zip(places, fields, strict=True):
+            for _ in place.files.parts(place.start, field):
+                pass
+        seconds = time.perf_counter() - begin
+        this.fields = [np.asarray(f) for f in fields]
+        return seconds
 
 
 def write_only(places: list[worker.Place]) -> int:
@@ -76,11 +81,11 @@ def let_go(place: Any) -> None:
 
 
 def on_all(
-    workers: Connection, function: Callable[..., Any], arguments: list[Any]
+    workers: Connection, function: Callable[..., Any], *arguments: list[Any]
 ) -> tuple[float, list[Any]]:
     """Return the wall time of a call for every block, and the results."""
     begin = time.perf_counter()
-    futures = [workers.executor.submit(function, a) for a in arguments]
+    futures = [workers.executor.submit(function, *a) for a in zip(*arguments, strict=True)]
     wait(futures)
     return time.perf_counter() - begin, [f.result() for f in futures]
 
@@ -95,13 +100,13 @@ def parts_and_whole(source: Path, folder: Path, workers: Connection) -> dict[str
     calls = [t for layer in one.arrays["frames"].dask.layers.values() for t in layer.values()]
     calls = [c for c in (t[0] for t in calls) if isinstance(c, blocks.Call) and len(c.arguments) == 4]
     seconds = {"read and decode": on_all(workers, read_only, calls)[0]}
-    computing = on_all(workers, compute_only, calls)[1]
-    seconds["compute"] = sum(computing) / workers.slots
     files = {
         name: store.create_array(folder / "parts.zarr" / name, a.shape, a.dtype, stored_chunks(a))
         for name, a in one.arrays.items()
     }
     places = [worker.places_of(one, files, index) for index in np.ndindex(*one.grid)]
+    computing = on_all(workers, compute_only, calls, places)[1]
+    seconds["compute"] = sum(computing) / workers.slots
     os.sync()
     seconds["encode and write"] = on_all(workers, write_only, places)[0]
     on_all(workers, let_go, places)

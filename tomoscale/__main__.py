@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from typing import Any
+from types import FrameType
 
 from tomoscale.signals import stopping
 
@@ -49,7 +49,7 @@ def keep_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
 
 
-def _leave(number: int, frame: Any) -> None:
+def _leave(number: int, frame: FrameType | None) -> None:
     os.write(2, f"tomoscale: {signal.Signals(number).name}: stopped; run the same command again\n".encode())
     os._exit(75)
 

@@ -144,10 +144,8 @@ def remove(
         (frames.chunks[0], frames.chunks[1], frames.chunks[2]),
         halo=(half_window + step, options.reach, options.reach),
         step=step,
-        itemsize=(
-            frames.dtype.itemsize + _bytes_of_copy(frames.dtype),
-            _bytes_per_voxel(step, hot_pixels, np.dtype(dtype)),
-        ),
+        itemsize=(frames.dtype.itemsize + _bytes_of_copy(frames.dtype), np.dtype(dtype).itemsize),
+        held=(5 if hot_pixels else 4) / step,
         scratch=(FRAME_SCRATCH, SCRATCH),
         block_bytes=blocks.resources().block_bytes,
         threads=blocks.resources().threads,
@@ -239,11 +237,6 @@ def _bytes_of_copy(dtype: np.dtype) -> int:
     return 0 if is_ranked(dtype) else 4
 
 
-def _bytes_per_voxel(step: int, hot_pixels: bool, dtype: np.dtype) -> float:
-    """Count what a block holds for a voxel beyond the raw frame: the cleaned one and its share of a background."""
-    return dtype.itemsize + 4 / step + (4 + 1 / step if hot_pixels else 0)
-
-
 def _every(dark: Any) -> tuple[slice, ...]:
     """Return the leading part of a dark's window: all of a stack, nothing for an image."""
     return (slice(0, dark.shape[0]),) if dark.ndim == 3 else ()
@@ -278,13 +271,14 @@ def _clean_all(
     groups = tuple(-(-n // step) for n in lengths[0])
     stored = (min(cut.group_chunk, sum(groups)), *cut.stored[1:])
     fields = {
-        "frames": Field(options.dtype, tuple(lengths), cut.stored),
+        "frames": Field(options.dtype, tuple(lengths), cut.stored, streamed=True),
         "background": Field(np.dtype("f4"), (groups, *lengths[1:]), stored),
     }
     if options.hot_pixels:
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
-    copies = _bytes_of_copy(frames.dtype) + (4 if options.hot_pixels else 0)
-    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + cut.around * copies
+    scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + cut.around * _bytes_of_copy(frames.dtype)
+    if options.hot_pixels:  # a chunk with what it is smoothed with, before and after the repair
+        scratch += 4 * cut.stored[0] * math.prod(n + 2 * options.reach for n in cut.stored[1:])
     return blocks.map_blocks(clean_columns, arguments, fields, small=small, scratch=scratch, cut=in_bands)
 
 

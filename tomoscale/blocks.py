@@ -91,15 +91,20 @@ class Field:
         Lengths of the blocks along every axis, as Dask writes them.
     stored : tuple of int
         Shape of a stored chunk; every block consists of whole ones.
+    streamed : bool
+        Whether blocks are made a chunk at a time, while they are written (`stream.array`).
     """
 
     dtype: np.dtype
     chunks: tuple[tuple[int, ...], ...]
     stored: tuple[int, ...]
+    streamed: bool = False
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of the largest block."""
+    def held_bytes(self) -> int:
+        """Bytes that lie in memory at once: of the largest block, or of a chunk."""
+        if self.streamed:
+            return self.stored_bytes
         return int(np.prod([max(c) for c in self.chunks], dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     @property
@@ -205,7 +210,7 @@ def cost_of(calls: Any, fields: Any, scratch: int, overlaps: bool = False) -> Co
             read += p.source.decoded(p.window)
             chunk = int(np.prod(p.source.chunks, dtype=np.int64)) * p.source.dtype.itemsize
             decoded = max(decoded, chunk)
-    outputs = sum(f.block_bytes for f in fields)
+    outputs = sum(f.held_bytes for f in fields)
     encoded = max((f.stored_bytes for f in fields), default=0)
     written = sum(int(np.prod([sum(c) for c in f.chunks], dtype=np.int64)) * f.dtype.itemsize for f in fields)
     block = inputs + outputs + scratch + decoded + encoded

@@ -29,6 +29,7 @@ from tomoscale.errors import DamagedError
 from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
 from tomoscale.objects import Stored, make_folder, read_object, sync_folder, write_object
+from tomoscale.stream import Stream
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _BLOSC_HEADER = struct.Struct("<4B3I")
@@ -191,22 +192,29 @@ class ChunkFiles:
             body = blosc().compress(flat, name.encode(), level, shuffle, blocksize)
         return [body, struct.pack("<I", google_crc32c.value(body))] if self.checksum else [body]
 
-    def parts(self, start: Sequence[int], block: np.ndarray) -> Iterator[tuple[Index, np.ndarray]]:
-        """Cut a block into whole chunks; those over the end of the array are padded with zeros, as Zarr does."""
+    def parts(self, start: Sequence[int], block: np.ndarray | Stream) -> Iterator[tuple[Index, np.ndarray]]:
+        """
+        Cut a block into whole chunks; those over the end of the array are padded with zeros, as Zarr does.
+
+        Chunks of a stream are made one after the other in the same place, which stays in the cache.
+        """
         ranges = [
             range(s // c, -(-(s + n) // c)) for s, n, c in zip(start, block.shape, self.chunks, strict=True)
         ]
         assert all(s % c == 0 for s, c in zip(start, self.chunks, strict=True)), "a block starts with a chunk"
+        room = np.empty(self.chunks if isinstance(block, Stream) else 0, block.dtype)
         for index in itertools.product(*ranges):
             begin = [i * c - s for i, c, s in zip(index, self.chunks, start, strict=True)]
-            part = block[tuple(slice(b, b + c) for b, c in zip(begin, self.chunks, strict=True))]
+            stop = [min(b + c, n) for b, c, n in zip(begin, self.chunks, block.shape, strict=True)]
+            window = tuple(map(slice, begin, stop))
+            part = block.made(window, room) if isinstance(block, Stream) else block[window]
             if part.shape != self.chunks:
                 padded = np.zeros(self.chunks, self.dtype)
                 padded[tuple(map(slice, part.shape))] = part
                 part = padded
             yield index, part
 
-    def write(self, start: Sequence[int], block: np.ndarray) -> list[Stored]:
+    def write(self, start: Sequence[int], block: np.ndarray | Stream) -> list[Stored]:
         """
         Store a block of whole chunks durably.
 
@@ -214,8 +222,8 @@ class ChunkFiles:
         ----------
         start : sequence of int
             Position of the block's first voxel; a multiple of the chunk's shape.
-        block : numpy.ndarray
-            The voxels.
+        block : numpy.ndarray or Stream
+            The voxels, or what makes them.
 
         Returns
         -------
@@ -223,14 +231,14 @@ class ChunkFiles:
             Key, length and checksum of every object, as read back from storage.
         """
         writing: list[Future[Stored]] = []
-        folders = set()
+        folders: set[Path] = set()
         try:
             for index, part in self.parts(start, block):
                 key = self.key(index)
                 path = self.folder / key
                 if path.parent not in folders:
                     make_folder(path.parent, self.folder)
-                    folders.add(path.parent)
+                    folders.update(itertools.takewhile(lambda f: f != self.folder.parent, path.parents))
                 encoded = self.encode(part)
                 _IN_FLIGHT.acquire()
                 job = _writers().submit(write_object, path, encoded, key)
@@ -238,8 +246,8 @@ class ChunkFiles:
                 writing.append(job)
         finally:
             stored = [job.result() for job in writing]
-        for folder in folders:
-            sync_folder(folder)
+        # Their parents as well, whoever made these; several at a time, since each waits for the disk.
+        list(_writers().map(sync_folder, folders))
         return stored
 
 

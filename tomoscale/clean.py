@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from tomoscale import buffers, kernels
+from tomoscale import buffers, kernels, stream
 from tomoscale.call import Part, Piece
-from tomoscale.grid import spans
+from tomoscale.grid import Window, grow, shape_of, spans
+from tomoscale.stream import Stream
 
 STRIP = 512
 """Pixels normalised at a time before they are ranked: their column of frames stays in the L3 cache."""
@@ -53,7 +55,7 @@ def clean_columns(
     where: Windows,
     options: Options,
     level: np.ndarray | None = None,
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray | Stream, ...]:
     """Return the cleaned frames of a block, its backgrounds and, on request, its hot pixels."""
     raw, offset = _ranked(raw, None if dark is None else median_image(dark))
     scale = None
@@ -61,28 +63,67 @@ def clean_columns(
         scale = (level.mean() / level).astype(np.float32)[where.first : where.first + len(raw)]
     background = _backgrounds(raw, offset, scale, where, options.ranking)
 
-    frames = slice(where.frames.start - where.first, where.frames.stop - where.first)
-    group = np.arange(where.frames.stop - where.frames.start) // where.step
-    out = buffers.empty((len(group), *where.shape), options.dtype)
-    own = (
-        slice(where.crop[0], where.crop[0] + where.shape[0]),
-        slice(where.crop[1], where.crop[1] + where.shape[1]),
-    )
-    scale = None if scale is None else scale[frames]
-    if not options.hot_pixels:
-        kernels.clean_frames(
-            raw[frames], offset, scale, background, group, max(1, options.smoothing), out, crop=where.crop
+    hot = _hot_pixels(background) if options.hot_pixels else None
+    clean = _Cleaning(raw, offset, scale, background, hot, where, options)
+    n_frames = where.frames.stop - where.frames.start
+    frames = stream.array((n_frames, *where.shape), options.dtype, clean)
+    own = tuple(slice(c, c + n) for c, n in zip(where.crop, where.shape, strict=True))
+    found = background[:, *own].copy()
+    return (frames, found) if hot is None else (frames, found, hot[:, *own].astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class _Cleaning:
+    """A block whose backgrounds are known, so that any part of it can be cleaned."""
+
+    raw: np.ndarray
+    dark: np.ndarray | None
+    scale: np.ndarray | None
+    background: np.ndarray
+    hot: np.ndarray | None
+    where: Windows
+    options: Options
+
+    def __call__(self, window: Window, out: np.ndarray) -> None:
+        """Write the cleaned values of a window of the block."""
+        frames, corner = window[0], [c + w.start for c, w in zip(self.where.crop, window[1:], strict=True)]
+        size = max(1, self.options.smoothing)
+        if self.hot is None:
+            self._subtract(frames, corner, size, out)
+            return
+        # The neighbours that a pixel is smoothed with are repaired too, by neighbours of theirs.
+        around = tuple(
+            grow(slice(c, c + n), size // 2 + 1, whole)
+            for c, n, whole in zip(corner, out.shape[1:], self.raw.shape[1:], strict=True)
         )
-        return out, background[:, *own].copy()
-    hot = _hot_pixels(background)
-    cleaned = buffers.empty((len(group), *raw.shape[1:]), np.float32)
-    kernels.clean_frames(raw[frames], offset, scale, background, group, 1, cleaned)
-    kernels.replace_pixels(cleaned, hot, group)
-    zero = np.zeros((1, *raw.shape[1:]), np.float32)
-    kernels.clean_frames(
-        cleaned, None, None, zero, np.zeros_like(group), max(1, options.smoothing), out, crop=where.crop
-    )
-    return out, background[:, *own].copy(), hot[:, *own].astype(np.uint8)
+        cleaned = np.empty((len(out), *shape_of(around)), np.float32)
+        self._subtract(frames, [w.start for w in around], 1, cleaned)
+        hot = np.ascontiguousarray(self.hot[:, *around])
+        kernels.replace_pixels(cleaned, hot, self._groups(frames))
+        crop = tuple(c - w.start for c, w in zip(corner, around, strict=True))
+        nothing = np.zeros((1, *cleaned.shape[1:]), np.float32)
+        which = np.zeros(len(out), np.int64)
+        first = self.where.frames.start + frames.start
+        kernels.clean_frames(cleaned, None, None, nothing, which, size, out, crop=crop, first=first)
+
+    def _subtract(self, frames: slice, corner: Sequence[int], size: int, out: np.ndarray) -> None:
+        """Write normalised frames without their backgrounds, medians of so many pixels, from a corner on."""
+        first = self.where.frames.start + frames.start
+        read = slice(first - self.where.first, first - self.where.first + len(out))
+        kernels.clean_frames(
+            self.raw[read],
+            self.dark,
+            None if self.scale is None else self.scale[read],
+            self.background,
+            self._groups(frames),
+            size,
+            out,
+            crop=(corner[0], corner[1]),
+            first=first,
+        )
+
+    def _groups(self, frames: slice) -> np.ndarray:
+        return np.arange(frames.start, frames.stop) // self.where.step
 
 
 def in_bands(n: int, frames: Piece, dark: Piece | None, where: Windows, options: Options) -> list[Part]:

@@ -99,7 +99,8 @@ def cut(
     *,
     halo: tuple[int, int, int],
     step: int,
-    itemsize: tuple[int, float],
+    itemsize: tuple[int, int],
+    held: float,
     scratch: tuple[int, int],
     block_bytes: int,
     threads: int,
@@ -115,8 +116,10 @@ def cut(
         Frames, rows and columns that a block needs around it.
     step : int
         Frames that share one background.
-    itemsize : (int, float)
-        Bytes of a voxel read, and of a voxel held beyond the input (outputs, copies).
+    itemsize : (int, int)
+        Bytes of a voxel read, its copies included, and of a voxel written, which is made a chunk at a time.
+    held : float
+        Bytes that a block holds for every voxel beyond the input.
     scratch : tuple of int
         Bytes that a block holds besides: for every frame read, and in any case.
     block_bytes : int
@@ -138,10 +141,9 @@ def cut(
     smallest = None
     for columns in _ways(shape, chunks, halo, step):
         inside, around = columns.inside, columns.around
-        need = int(around * itemsize[0] + inside * itemsize[1]) + columns.n_read * scratch[0] + scratch[1]
-        need += (
-            math.prod(chunks) * itemsize[0] + math.prod(columns.stored) * 4
-        )  # being decoded, being encoded
+        need = int(around * itemsize[0] + inside * held) + columns.n_read * scratch[0] + scratch[1]
+        # A chunk being decoded, one being made and one being encoded.
+        need += math.prod(chunks) * itemsize[0] + 2 * math.prod(columns.stored) * 4
         smallest = need if smallest is None else min(need, smallest)
         if need > block_bytes:
             continue

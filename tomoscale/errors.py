@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 class TomoscaleError(ValueError):
@@ -23,7 +22,7 @@ class DamagedError(TomoscaleError):
     """Stored data do not match their checksum, length or manifest; `found` is the list that a command prints."""
 
     exit_status = 3
-    found: Any = None
+    found: object = None
 
 
 @contextmanager

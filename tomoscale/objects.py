@@ -121,7 +121,7 @@ def checksum(*pieces: bytes) -> int:
 
 def make_folder(folder: Path, inside: Path) -> None:
     """
-    Make a folder durably, inside another that must be there.
+    Make a folder inside another that must be there; who fills it makes the names above it durable.
 
     A worker that wakes up after its run is over must not bring back the folder of an unfinished result.
     """
@@ -130,7 +130,6 @@ def make_folder(folder: Path, inside: Path) -> None:
     make_folder(folder.parent, inside)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
-    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

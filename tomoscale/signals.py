@@ -1,4 +1,9 @@
-"""Signals by which people and batch systems stop a run (Slurm sends SIGUSR1 if asked to)."""
+"""
+Signals by which people and batch systems stop a run (Slurm sends SIGUSR1 if asked to).
+
+The command loads this first, and until it has a signal ends it with another status: `typing` and `dataclasses` would
+take longer than all the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
 
 from tomoscale.errors import InterruptedRunError
 
@@ -21,15 +24,15 @@ def stopping() -> list[signal.Signals]:
     return [n for n in known if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
 
 
-@dataclass
 class Signals:
     """What the signals do: stop at once, or, while calls are out, be noted."""
 
-    deferred: bool = False
-    received: str | None = None
-    leave: Callable[[str], NoReturn] | None = None
-    """How a command stops at once. Raising an error anywhere would not do: what imports a module of C, for one,
-    turns it into another (`numpy._core.multiarray failed to import`)."""
+    def __init__(self) -> None:
+        self.deferred = False
+        self.received: str | None = None
+        # How a command stops at once. Raising an error anywhere would not do: what imports a module of C, for one,
+        # turns it into another (`numpy._core.multiarray failed to import`).
+        self.leave: Callable[[str], object] | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note a signal; stop unless calls are out, and at the second one in any case."""
@@ -55,7 +58,7 @@ _signals = Signals()
 
 
 @contextmanager
-def interruptible(leave: Callable[[str], NoReturn] | None = None) -> Iterator[Signals]:
+def interruptible(leave: Callable[[str], object] | None = None) -> Iterator[Signals]:
     """
     Handle the signals that stop a run.
 

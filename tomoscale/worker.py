@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale import buffers
+from tomoscale import buffers, stream
 from tomoscale.call import tally
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
@@ -19,6 +19,7 @@ from tomoscale.objects import Stored
 from tomoscale.parts import StoredParts
 from tomoscale.result import Pass
 from tomoscale.schedule import retried
+from tomoscale.stream import Stream
 
 
 class Place(NamedTuple):
@@ -72,7 +73,7 @@ def write_block(
     record = record or _recorded_meanwhile(places, job)
     worked = record is None or not job.is_intact(record)
     if worked:
-        with buffers.reused():
+        with buffers.reused(), stream.allowed():
             fields = retried(compute, graph, keys)
         written = {p.field: retried(_store, job, p, field) for p, field in zip(places, fields, strict=True)}
         job.check_fingerprint()
@@ -80,7 +81,7 @@ def write_block(
     return Written(worked, peak_bytes(), tally.parts)
 
 
-def _store(job: Job, place: Place, field: np.ndarray) -> list[Stored]:
+def _store(job: Job, place: Place, field: np.ndarray | Stream) -> list[Stored]:
     """Write one field of a block, unless its run was replaced, which is looked at again when storage fails."""
     job.check_fingerprint()
     return place.files.write(place.start, field)

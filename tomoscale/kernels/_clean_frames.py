@@ -95,6 +95,7 @@ def clean_frames(
     size: int,
     out: NDArray,
     crop: tuple[int, int] = (0, 0),
+    first: int = 0,
 ) -> NDArray:
     """
     Normalise frames, subtract their background and take the median of neighbouring pixels, in one pass.
@@ -116,6 +117,8 @@ def clean_frames(
         Where to write the result, contiguous. Integers are rounded to even and saturate.
     crop : (int, int)
         Row and column of the block that come first in `out`.
+    first : int
+        What an error calls the first frame.
 
     Returns
     -------
@@ -153,7 +156,9 @@ def clean_frames(
         given = (frames, dark, scale, plain(background), window_of_frame)
         k = _clean(*given, size, top, left, limits, smooth, out)
         if k >= 0:
-            raise ValueError(f"clean_frames: frame {k} holds NaN, which {out.dtype} cannot; use float32")
+            raise ValueError(
+                f"clean_frames: frame {first + k} holds NaN, which {out.dtype} cannot; use float32"
+            )
     return out
 
 
@@ -173,8 +178,8 @@ def _checked(
     scale = np.ones(len(frames), np.float32) if scale is None else np.asarray(scale, np.float32)
     if scale.shape != (len(frames),):
         raise ValueError(f"{who}: scale has shape {scale.shape}; need ({len(frames)},)")
-    single = dark.astype(np.float32)
-    fits = frames.dtype != np.int32 and np.array_equal(single, dark)
+    single = dark.astype(np.float32, copy=False)
+    fits = frames.dtype != np.int32 and (single is dark or np.array_equal(single, dark))
     return plain(frames), plain(single if fits else dark, np.float32 if fits else np.float64), plain(scale)
 
 

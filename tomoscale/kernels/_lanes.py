@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from tomoscale.kernels._compile import part
+from tomoscale.kernels._compile import called, part
 
 LANES = 256
 """Pixels per tile. A window of 501 frames then fits the second-level cache; with 32, stores wait for each other."""
 
 
-@part
+@called
 def load_keys(raw, flip, is_float, frame, first, key):  # type: ignore[no-untyped-def]
     """
     Write order-preserving unsigned keys of one frame's tile to `key`; return whether a sample is NaN.
@@ -46,7 +46,7 @@ def is_nan(bits):  # type: ignore[no-untyped-def]
     return (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
 
 
-@part
+@called
 def store_means(lower, upper, n_middle, flip, is_float, bits, out):  # type: ignore[no-untyped-def]
     """Write the mean of one or two middle samples as `numpy.median` does: of integers in float64, else in float32."""
     if not is_float:
@@ -79,7 +79,7 @@ def make_room(buffer, origin, keep, filled, stop):  # type: ignore[no-untyped-de
     return keep
 
 
-@part
+@called
 def count_below(rows, threshold, count):  # type: ignore[no-untyped-def]
     """Set `count` to the number of rows below the threshold, lane by lane; it must be able to hold that number."""
     count[:] = 0

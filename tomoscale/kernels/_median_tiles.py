@@ -10,6 +10,7 @@ from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._lanes import LANES, is_nan, load_keys, make_room, store_means
 from tomoscale.kernels._prefetch import prefetch_tile
 from tomoscale.kernels._running_counts import (
+    Ladder,
     count_window,
     encode,
     find_feet,
@@ -20,6 +21,7 @@ from tomoscale.kernels._running_counts import (
 )
 from tomoscale.kernels._warm_bracket import (
     INTERPOLATIONS,
+    Bracket,
     narrow_down,
     new_bracket,
     read_off,
@@ -42,9 +44,10 @@ class Pieces(NamedTuple):
 
     bounds: Any  # first frame of every piece, and the end of the last
     slots: Any  # per piece, where its counts are remembered
-    begins: Any  # per window, its first piece, and the end of its last one
+    starts: Any  # per window, its first frame, and the end of its last one
+    stops: Any
+    begins: Any  # the same in pieces
     ends: Any
-    n_slots: Any
 
 
 class Lanes(NamedTuple):
@@ -53,34 +56,51 @@ class Lanes(NamedTuple):
     keys: Any  # sliding buffer of the brackets
     codes: Any  # sliding buffer of the running counts
     row: Any  # keys of one frame
+    few: Any  # keys of nine frames, and their medians by three
     bits: Any
     lower: Any  # the two middle keys of the last window
     upper: Any
 
 
+class Room(NamedTuple):
+    """
+    Work space of one tile.
+
+    It is allocated by NumPy: to compile an allocation of every type would take a fifth of the kernel's time.
+    """
+
+    lanes: Lanes
+    bracket: Bracket
+    ladder: Ladder
+
+
+def new_room(kinds: tuple[Any, Any, Any], n_rows: int, n_slots: int) -> Room:
+    """Allocate room for windows of half as many rows, whose keys, counts and spacings are of these kinds."""
+    key = kinds[0]
+    lanes = Lanes(
+        np.empty((n_rows, LANES), key),
+        np.empty((n_rows, LANES), np.int8),
+        np.zeros(LANES, key),
+        np.zeros((4, 3, LANES), key),
+        np.zeros(LANES, np.uint32),
+        np.zeros(LANES, key),
+        np.zeros(LANES, key),
+    )
+    return Room(lanes, new_bracket(*kinds), new_ladder(key, n_slots))
+
+
 @compiled
-def median_tiles(samples, kinds, pieces, out):  # type: ignore[no-untyped-def]
+def median_tiles(samples, pieces, room, out):  # type: ignore[no-untyped-def]
     """
     Write the medians of frames[start:stop] to `out` (window, pixel); return how many came from counts.
 
     A tile starts with running counts, around a guess. Where these give up it goes on with brackets: for one
     window, or for four times as many as the last time if the counts did not even last sixteen windows.
     """
-    key, whole, real = kinds
-    n_frames, n_pixels = samples.bits.shape
-    starts, stops = pieces.bounds[pieces.begins], pieces.bounds[pieces.ends]
+    lanes, bracket, ladder = room
+    n_pixels = samples.bits.shape[1]
+    starts, stops = pieces.starts, pieces.stops
     n_windows = starts.size
-    n_rows = min(n_frames, 2 * np.max(stops - starts))
-    lanes = Lanes(
-        np.empty((n_rows, LANES), key),
-        np.empty((n_rows, LANES), np.int8),
-        np.zeros(LANES, key),
-        np.zeros(LANES, np.uint32),
-        np.zeros(LANES, key),
-        np.zeros(LANES, key),
-    )
-    bracket = new_bracket(key, whole, real)
-    ladder = new_ladder(key, pieces.n_slots)
     n_by_counts = 0
     for first in range(0, n_pixels, LANES):
         target = out[:, first : first + LANES]
@@ -105,7 +125,7 @@ def median_tiles(samples, kinds, pieces, out):  # type: ignore[no-untyped-def]
 def _guess(samples, first, start, stop, lanes):  # type: ignore[no-untyped-def]
     """Set `lower` to the median of three medians of three frames of a window; return whether one holds NaN."""
     bits, flip, is_float, _ = samples
-    rows = np.zeros((4, 3, LANES), lanes.lower.dtype)
+    rows = lanes.few
     seen_nan = False
     for i in range(9):
         k = start + (stop - start - 1) * i // 8
@@ -153,13 +173,12 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
 def _by_counts(samples, first, lanes, ladder, pieces, begin, out):  # type: ignore[no-untyped-def]
     """Solve windows from `begin` on by running counts; return the first not solved, and whether NaN was read."""
     flip, is_float = samples.flip, samples.is_float
-    bounds, begins, ends = pieces.bounds, pieces.begins, pieces.ends
-    codes = lanes.codes
+    starts, stops, codes = pieces.starts, pieces.stops, lanes.codes
     rest_on(ladder, lanes.lower)
     seen_nan = False
-    origin = filled = old_start = bounds[begins[begin]]
-    for w in range(begin, begins.size):
-        start, stop = bounds[begins[w]], bounds[ends[w]]
+    origin = filled = old_start = starts[begin]
+    for w in range(begin, starts.size):
+        start, stop = starts[w], stops[w]
         if stop - start > 65_535:
             return w, seen_nan
         warm = w > begin and (start - old_start) + (stop - filled) < stop - start
@@ -179,7 +198,7 @@ def _by_counts(samples, first, lanes, ladder, pieces, begin, out):  # type: igno
         if not read_middles(ladder, pieces, w, rows, lanes.lower, lanes.upper):
             return w, seen_nan
         store_means(lanes.lower, lanes.upper, 2 - (stop - start) % 2, flip, is_float, lanes.bits, out[w])
-    return begins.size, seen_nan
+    return starts.size, seen_nan
 
 
 @part

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tomoscale.kernels._arrays import plain
-from tomoscale.kernels._median_tiles import Pieces, Samples, median_tiles
+from tomoscale.kernels._median_tiles import Pieces, Samples, median_tiles, new_room
 from tomoscale.kernels._running_counts import MOST
 
 _SIGN_BIT = {"uint8": 0, "uint16": 0, "int16": 1 << 15, "int32": 1 << 31, "float32": 0}
@@ -108,19 +108,20 @@ def _solve(
     key, whole, real = (np.uint32, np.int64, np.float64) if wide else (np.uint16, np.int32, np.float32)
     sign_bit, top = key(_SIGN_BIT[native.dtype.name]), np.iinfo(key).max
     samples = Samples(bits, sign_bit, native.dtype.kind == "f", key(top))
-    n_by_counts = median_tiles(samples, (key, whole, real), _pieces(starts, stops), out.reshape(len(out), -1))
-    return out, n_by_counts
+    pieces, n_slots = _pieces(starts, stops)
+    room = new_room((key, whole, real), min(len(bits), 2 * int(np.max(stops - starts))), n_slots)
+    return out, median_tiles(samples, pieces, room, out.reshape(len(out), -1))
 
 
-def _pieces(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Pieces:
-    """Cut the scan so that every window is made of whole pieces; those of one window have slots of their own."""
+def _pieces(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> tuple[Pieces, int]:
+    """Cut the scan so that windows are made of whole pieces; how many slots its windows need."""
     bounds = np.unique(np.concatenate([starts, stops, np.arange(starts[0], stops[-1], MOST)]))
     begins, ends = np.searchsorted(bounds, starts), np.searchsorted(bounds, stops)
     worth = np.diff(bounds) >= _WORTH
     before = np.concatenate([[0], np.cumsum(worth)])
     n_slots = int(np.max(before[ends] - before[begins]))
     slots = np.where(worth, before[:-1] % max(n_slots, 1), n_slots)
-    return Pieces(bounds, slots, begins, ends, n_slots)
+    return Pieces(bounds, slots, starts, stops, begins, ends), n_slots
 
 
 def _checked(frames: NDArray) -> NDArray:

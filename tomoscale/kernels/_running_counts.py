@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale.kernels._compile import part
+from tomoscale.kernels._compile import called, part
 from tomoscale.kernels._lanes import LANES
 
 RUNGS = 16
@@ -43,8 +43,8 @@ class Ladder(NamedTuple):
     rung: Any  # work space: two rungs at a time, as stored
 
 
-@part
-def new_ladder(key, n_slots):  # type: ignore[no-untyped-def]
+def new_ladder(key: Any, n_slots: int) -> Ladder:
+    """Allocate the ladders of one tile, and room for the counts of so many pieces."""
     return Ladder(
         np.zeros(LANES, key),
         np.zeros(LANES, np.uint8),
@@ -147,7 +147,7 @@ def _count(ladder, rows, counts):  # type: ignore[no-untyped-def]
         _count_below_two(rows, first, second, counts[r], counts[r + 1])
 
 
-@part
+@called
 def _count_below_two(rows, first, second, below_first, below_second):  # type: ignore[no-untyped-def]
     """Count the rows below two thresholds at a time: that loads each row half as often."""
     below_first[:] = 0

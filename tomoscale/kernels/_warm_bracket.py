@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tomoscale.kernels._compile import part
+from tomoscale.kernels._compile import called, part
 from tomoscale.kernels._lanes import LANES, count_below
 
 INTERPOLATIONS = 7
@@ -39,8 +39,7 @@ class Bracket(NamedTuple):
     largest: Any
 
 
-@part
-def new_bracket(key, whole, real):  # type: ignore[no-untyped-def]
+def new_bracket(key: Any, whole: Any, real: Any) -> Bracket:
     """Allocate the brackets of one tile: `whole` and `real` have room for every key of type `key`, and one more."""
     return Bracket(
         np.zeros(LANES, whole),
@@ -205,7 +204,7 @@ def read_off(bracket, rows, top, lower, upper):  # type: ignore[no-untyped-def]
             upper[j] = lower[j] if same else b.smallest[j]
 
 
-@part
+@called
 def _extremes(rows, low, high, smallest, largest, unbounded):  # type: ignore[no-untyped-def]
     """Per lane, the smallest key that is not below `low` and the largest one that is below `high`, if bounded."""
     key = low.dtype.type
