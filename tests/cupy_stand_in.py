@@ -23,7 +23,7 @@ FUNCTIONS = (
     "where", "zeros",
 )  # fmt: skip
 OPERATORS = (
-    "add", "and", "ge", "gt", "iadd", "iand", "isub", "itruediv", "lt", "eq", "mul", "or", "rshift", "sub", "xor",
+    "add", "and", "ge", "gt", "iadd", "iand", "isub", "itruediv", "lt", "eq", "mul", "ne", "or", "rshift", "sub", "xor",
 )  # fmt: skip
 METHODS = ("astype", "copy", "max", "min", "reshape", "sum", "view")
 counted = SimpleNamespace(there=0, back=0)

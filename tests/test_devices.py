@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import cupy_stand_in
+import dask
 import numpy as np
 import pytest
 from conftest import write_array
@@ -19,6 +20,7 @@ from tomoscale import (
     cubes,
     depth,
     devices,
+    evaluate,
     kmeans,
     operation,
     otsu,
@@ -67,7 +69,7 @@ def soft(dtype: str) -> np.ndarray:
 def arrays_of(result: object) -> dict[str, np.ndarray]:
     """Return the arrays of a result, computed in this thread."""
     fields = {n: a for n, a in operation.fields_of(result).items() if hasattr(a, "chunks")}
-    return {n: np.asarray(a.compute(scheduler="sync")) for n, a in fields.items()}
+    return dict(zip(fields, dask.compute(*fields.values(), scheduler="sync"), strict=True))
 
 
 @pytest.fixture
@@ -107,6 +109,20 @@ def test_a_result_on_the_stand_in_is_that_on_the_cpu_whatever_the_chunks(tmp_pat
         assert found.keys() == expected.keys()
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_masks_are_compared_on_the_stand_in_as_on_the_cpu(tmp_path, gpu, masked):
+    found, truth, mask = np.random.default_rng(0).integers(0, 3, (3, *SHAPE)).astype(np.uint8)
+    arrays = {"found": found, "truth": truth, "mask": mask}
+    paths = {n: write_array(tmp_path / f"{n}.zarr", a, (5, 8, 13)) for n, a in arrays.items()}
+    options = {"mask": paths["mask"]} if masked else {}
+    on_cpu, on_gpu = (
+        evaluate.compare(paths["found"], paths["truth"], device=device, **options)
+        for device in ("cpu", "gpu")
+    )
+    assert on_gpu == on_cpu
+    assert cupy_stand_in.counted.there >= found.nbytes + truth.nbytes
 
 
 @pytest.mark.usefixtures("gpu", "small_samples")

@@ -82,6 +82,15 @@ def test_classes_of_voxels_also_at_the_thresholds(seed, shape, dtype, n):
 
 
 @FEW
+@given(seeds, shapes, st.integers(1, 7), st.booleans())
+def test_pairs_of_classes_are_counted_where_a_mask_says_so(seed, shape, n, is_masked):
+    rng = np.random.default_rng(seed)
+    true, found = rng.integers(0, n, (2, *shape)).astype(np.uint8)
+    counted = rng.integers(0, 2, shape if is_masked else (1, 1, 1)).astype(np.uint8)
+    same("confusion", true, found, counted, into=np.ones((len(true), n, n), np.int64))
+
+
+@FEW
 @given(seeds, shapes, st.sampled_from(["uint8", "uint16", "float32"]), st.data())
 def test_gradients_are_added_and_run(seed, shape, dtype, data):
     values = noise(seed, (shape[0] + 1, *shape[1:]), dtype)

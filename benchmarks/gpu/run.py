@@ -84,6 +84,7 @@ def cases() -> list[Case]:
         Case("percentile, second pass", single, lambda v: histogram.count_lows(whole(v), chosen)),
         Case("four classes, uint16", short, lambda v: thresholds.classify(v, np.array([9e3, 3e4, 5e4]))),
         Case("scaled, uint16", short, lambda v: thresholds.scaled(v, np.array([9e3, 5e4]))),
+        Case("pairs of classes, uint8", byte // 64, pairs),
         Case("gradients, summed", short, gradients),
         Case("gradients, running sum", short, kernels.running_gradients),
         Case("Gaussian, sigma 1", single, gaussian, ROUNDING),
@@ -102,6 +103,13 @@ def is_nan_refused(values: Any) -> np.ndarray:
     except TomoscaleError:
         return np.array([True])
     return np.array([False])
+
+
+def pairs(values: Any) -> np.ndarray:
+    """Return how often each class of a block lies where each class of it turned round does."""
+    counts = np.zeros((len(values), 4, 4), np.int64)
+    kernels.confusion(values, values[:, ::-1].copy(), values[:1, :1, :1] >= 0, counts)
+    return counts
 
 
 def gradients(values: Any) -> np.ndarray:

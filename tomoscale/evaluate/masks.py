@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tomoscale import kernels, store
+from tomoscale import devices, kernels, store
 from tomoscale.errors import TomoscaleError
 from tomoscale.operation import command
-from tomoscale.parameters import Span
+from tomoscale.parameters import Device, Span
 from tomoscale.readings import readings
 
 MOST_CLASSES = 256
@@ -87,6 +87,7 @@ def compare(
     *,
     roi: tuple[Span, ...] = (),
     mask: Path | None = None,
+    device: Device = "auto",
     as_json: bool = False,
 ) -> MaskScore | dict[str, Any]:
     """
@@ -102,6 +103,8 @@ def compare(
         Compare this part only: k0:k1,r0:r1,c0:c1.
     mask : Path, optional
         Compare only where this volume of the same shape is not zero.
+    device
+        Where voxels are counted: `auto` takes a GPU if there is one.
     as_json
         Return plain data, which the command prints as JSON.
 
@@ -113,7 +116,7 @@ def compare(
     Raises
     ------
     TomoscaleError
-        Shapes that differ, values that are no labels, or no voxel to compare.
+        Shapes that differ, values that are no labels, no voxel to compare, or a GPU that cannot be used.
     """
     found, true = store.open_volume(result), store.open_volume(truth)
     volumes = [("truth", true), *([("mask", store.open_volume(mask))] if mask is not None else [])]
@@ -131,7 +134,11 @@ def compare(
     opened = [
         store.crop(v, ranges) if roi else v for v in (found, true, *(v for n, v in volumes if n == "mask"))
     ]
-    score = _score(str(result), str(truth), confusion_of(*opened))
+    score = _score(
+        str(result),
+        str(truth),
+        confusion_of(*(devices.placed("evaluate.compare", v, device)[0] for v in opened)),
+    )
     return asdict(score) if as_json else score
 
 
@@ -164,8 +171,9 @@ def confusion_of(found: Any, true: Any, mask: Any = None) -> np.ndarray:
                 )
             top = max(top, high)
         counts = np.zeros((len(labels), top + 1, top + 1), np.int64)
-        counted = np.ones((1, 1, 1), np.uint8) if mask is None else (mask.read(window) != 0).astype(np.uint8)
-        kernels.confusion(truth.astype(np.uint8), labels.astype(np.uint8), counted, counts)
+        # Whether a voxel counts; without a mask one place stands for all.
+        counted = labels[:1, :1, :1] >= 0 if mask is None else mask.read(window) != 0
+        kernels.confusion(truth.astype(np.uint8), labels.astype(np.uint8), counted.astype(np.uint8), counts)
         highest = max(highest, top)
         parts.append((window[0], counts))
     total = np.zeros((found.shape[0], highest + 1, highest + 1), np.int64)

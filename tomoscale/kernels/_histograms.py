@@ -167,6 +167,7 @@ def _classes(values, thresholds, out):  # type: ignore[no-untyped-def]
             _above(part, thresholds[k], into)
 
 
+@on_both
 def confusion(
     true: NDArray[np.uint8], found: NDArray[np.uint8], counted: NDArray[np.uint8], counts: NDArray[np.int64]
 ) -> None:

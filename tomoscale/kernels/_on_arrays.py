@@ -59,6 +59,16 @@ def bin_counts(values: Any, edges: NDArray, counts: NDArray[np.int64]) -> None:
         counts += host(xp.bincount(xp.minimum(bins, counts.size - 1), minlength=counts.size))
 
 
+def confusion(true: Any, found: Any, counted: Any, counts: NDArray[np.int64]) -> None:
+    """Add the voxels of every pair of classes in every slice to counts."""
+    xp, (_, n, _) = namespace(true), counts.shape
+    for z in range(len(true)):
+        pairs = true[z].astype(np.int64) * n + found[z]
+        # Voxels that do not count go behind all pairs.
+        pairs = xp.where(counted[min(z, len(counted) - 1)] != 0, pairs, n * n)
+        counts[z] += host(xp.bincount(pairs.reshape(-1), minlength=n * n + 1))[: n * n].reshape(n, n)
+
+
 def classes_of(values: Any, thresholds: NDArray) -> Any:
     """Return for every voxel how many thresholds lie below its value."""
     out = namespace(values).zeros(values.shape, np.uint8)
