@@ -108,7 +108,7 @@ def is_nan_refused(values: Any) -> np.ndarray:
 def pairs(values: Any) -> np.ndarray:
     """Return how often each class of a block lies where each class of it turned round does."""
     counts = np.zeros((len(values), 4, 4), np.int64)
-    kernels.confusion(values, values[:, ::-1].copy(), values[:1, :1, :1] >= 0, counts)
+    kernels.confusion(values, values[:, ::-1].copy(), values[:1, :1, :1] | 1, counts)
     return counts
 
 
