@@ -207,16 +207,17 @@ def read_off(bracket, rows, top, lower, upper):  # type: ignore[no-untyped-def]
 @called
 def _extremes(rows, low, high, smallest, largest):  # type: ignore[no-untyped-def]
     """
-    Per lane, the smallest key that is not below `low` and the largest one that is below `high`: there must be one.
+    Per lane, the smallest key that is not below `low`, and the largest below `high`, or of all where that is 0.
 
-    Less `low`, keys below it wrap round and are larger than all others; so are keys below `high`, and if that is 0
-    every key is one. No comparison of unsigned numbers is left, which AVX2 lacks (32-bit keys: 500 -> 46 ns).
+    There must be such keys. Where `low` is subtracted, the keys below it wrap round and become the largest, and
+    so do those below `high`: the extremes of differences need no comparison with either. With comparisons, of
+    which AVX2 has none for unsigned numbers, 501 keys of 32 bits took 500 ns instead of 46.
     """
     key = low.dtype.type
     smallest[:] = key(~key(0))
     largest[:] = 0
     last = rows.shape[0] - 1
-    for k in range(0, last + 1, 4):  # the last row may be taken several times
+    for k in range(0, last + 1, 4):  # the last row may be taken more than once
         a, b, c, d = rows[k], rows[min(k + 1, last)], rows[min(k + 2, last)], rows[min(k + 3, last)]
         for j in range(LANES):
             lo, hi = low[j], high[j]
