@@ -74,6 +74,17 @@ def test_a_scan_may_have_very_few_frames(n_frames):
     assert_array_equal(kernels.moving_median(frames, 250, 50), reference.moving_median(frames, 250, 50))
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("n_frames", range(1, 10))
+def test_the_median_may_be_any_frame_of_a_window(n_frames, dtype):
+    # Pixel p holds the same samples as the others, far from each other, p frames later.
+    samples = np.linspace(0, 60_000, n_frames).astype(dtype)
+    frames = np.stack([np.roll(samples, p) for p in range(n_frames)], axis=1)[:, None]
+    assert_array_equal(
+        kernels.moving_median(frames, n_frames, 1), reference.moving_median(frames, n_frames, 1)
+    )
+
+
 def test_an_image_without_pixels_has_no_medians():
     assert kernels.moving_median(np.zeros((9, 0, 5), np.uint16), 2, 3).shape == (3, 0, 5)
 

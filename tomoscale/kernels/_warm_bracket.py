@@ -49,7 +49,7 @@ def new_bracket(key: Any, whole: Any, real: Any) -> Bracket:
         np.ones(LANES, real),
         np.zeros(LANES, key),
         np.zeros(LANES, key),
-        np.zeros(LANES, np.uint16),
+        np.zeros(LANES, key),
         np.zeros(LANES, whole),
         np.zeros(LANES, key),
         np.zeros(LANES, key),
@@ -62,7 +62,7 @@ def start_cold(bracket, rows):  # type: ignore[no-untyped-def]
     b = bracket
     whole = b.low.dtype.type
     b.probe[:] = 0
-    _extremes(rows, b.probe, b.probe, b.smallest, b.largest, True)
+    _extremes(rows, b.probe, b.probe, b.smallest, b.largest)
     for j in range(LANES):
         b.low[j] = whole(b.smallest[j])
         b.high[j] = whole(b.largest[j]) + whole(1)
@@ -185,7 +185,7 @@ def read_off(bracket, rows, top, lower, upper):  # type: ignore[no-untyped-def]
         # The median is the first sample from `low` on, or the last one before `high`.
         for j in range(LANES):
             b.other[j] = key(min(b.high[j], whole(top)))
-        _extremes(rows, lower, b.other, b.smallest, b.largest, False)
+        _extremes(rows, lower, b.other, b.smallest, b.largest)
         for j in range(LANES):
             first, last = b.smallest[j], b.largest[j]
             wide = b.high[j] - b.low[j] > whole(1)
@@ -198,21 +198,33 @@ def read_off(bracket, rows, top, lower, upper):  # type: ignore[no-untyped-def]
             b.other[j] = key(min(whole(lower[j]) + whole(1), whole(top)))
             b.count[j] = 0
         _add_count(rows, whole(1), b.other, b.partial, b.count)
-        _extremes(rows, b.other, b.other, b.smallest, b.largest, True)
+        _extremes(rows, b.other, b.other, b.smallest, b.largest)
         for j in range(LANES):
             same = b.count[j] > whole(n // 2) or whole(lower[j]) == whole(top)
             upper[j] = lower[j] if same else b.smallest[j]
 
 
 @called
-def _extremes(rows, low, high, smallest, largest, unbounded):  # type: ignore[no-untyped-def]
-    """Per lane, the smallest key that is not below `low` and the largest one that is below `high`, if bounded."""
+def _extremes(rows, low, high, smallest, largest):  # type: ignore[no-untyped-def]
+    """
+    Per lane, the smallest key that is not below `low`, and the largest below `high`, or of all where that is 0.
+
+    There must be such keys. Where `low` is subtracted, the keys below it wrap round and become the largest, and
+    so do those below `high`: the extremes of differences need no comparison with either. With comparisons, of
+    which AVX2 has none for unsigned numbers, 501 keys of 32 bits took 500 ns instead of 46.
+    """
     key = low.dtype.type
-    nothing = key(~key(0))
-    smallest[:] = nothing
+    smallest[:] = key(~key(0))
     largest[:] = 0
-    for k in range(rows.shape[0]):
+    last = rows.shape[0] - 1
+    for k in range(0, last + 1, 4):  # the last row may be taken more than once
+        a, b, c, d = rows[k], rows[min(k + 1, last)], rows[min(k + 2, last)], rows[min(k + 3, last)]
         for j in range(LANES):
-            x = rows[k, j]
-            smallest[j] = min(smallest[j], x if x >= low[j] else nothing)
-            largest[j] = max(largest[j], x if unbounded or x < high[j] else key(0))
+            lo, hi = low[j], high[j]
+            s = min(min(key(a[j] - lo), key(b[j] - lo)), min(key(c[j] - lo), key(d[j] - lo)))
+            g = max(max(key(a[j] - hi), key(b[j] - hi)), max(key(c[j] - hi), key(d[j] - hi)))
+            smallest[j] = min(smallest[j], s)
+            largest[j] = max(largest[j], g)
+    for j in range(LANES):
+        smallest[j] += low[j]
+        largest[j] += high[j]
