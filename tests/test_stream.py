@@ -7,7 +7,7 @@ import oracle
 import pytest
 from conftest import small_scan, write_scan
 
-from tomoscale import background, run, store, stream
+from tomoscale import background, cluster, run, store, stream
 from tomoscale.errors import BlocksFailedError
 
 
@@ -40,11 +40,13 @@ def test_a_run_writes_what_the_lazy_arrays_hold(tmp_path, monkeypatch, options):
         np.testing.assert_array_equal(store.open_volume(out / name).whole(), array)
 
 
-def test_what_is_computed_from_frames_is_written_with_them(tmp_path):
+@pytest.mark.parametrize("scheduler", ["threads", "local"])
+def test_what_is_computed_from_frames_is_written_with_them(tmp_path, scheduler):
     source = write_scan(tmp_path / "scan.zarr", small_scan(20, 8, 9), (10, 4, 9))
     frames = background.remove(source, half_window=4, step=5).frames
     fields = {"frames": frames, "more": frames + 1, "part": frames[3:7, ::2], "whole": frames.astype("int32")}
-    out = run.write(fields, tmp_path / "out.zarr", quiet=True)
+    with cluster.connect(scheduler, workers=1) as workers:
+        out = run.write(fields, tmp_path / "out.zarr", quiet=True, connection=workers)
     for name, field in fields.items():
         np.testing.assert_array_equal(store.open_volume(out / name).whole(), field.compute(), err_msg=name)
 
