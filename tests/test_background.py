@@ -243,6 +243,13 @@ def test_a_frame_without_light_in_its_margin_is_named(scan, tmp_path):
         run.write(background.remove(scan, margin=3), tmp_path / "out.zarr", quiet=True)
 
 
+def test_a_frame_of_infinite_counts_in_its_margin_is_named(scan, tmp_path):
+    scan = scan.astype("f4")
+    scan[41, 0, 5] = np.inf
+    with pytest.raises(TomoscaleError, match="margin of frame 41 has level inf"):
+        run.write(background.remove(scan, margin=3), tmp_path / "out.zarr", quiet=True)
+
+
 def test_two_frames_are_no_scan():
     with pytest.raises(TomoscaleError, match="at least 3"):
         background.remove(np.zeros((2, 4, 4), np.uint16))

@@ -480,10 +480,12 @@ def test_a_block_is_on_the_disk_before_its_record_is(drill):
         "all blocks, then complete"
     )
     assert ("fsync", str(one.root)) in seen[complete:final], "complete, and then the name"
-    made = {n for k, n in seen if k == "mkdir" and "/frames/c" in n}
-    assert made
+    made = [n for k, n in seen if k == "mkdir" and "/frames" in n]
+    assert {f"{one.root}/frames", f"{one.root}/frames/c"} < set(made)
     for folder in made:
-        assert ("fsync", parent(folder)) in seen[seen.index(("mkdir", folder)) :]
+        after = seen[seen.index(("mkdir", folder)) :]
+        record = next(i for i, (kind, n) in enumerate(after) if kind == "write" and "blocks-" in n)
+        assert ("fsync", parent(folder)) in after[:record], "the names of its folders before the record"
 
 
 def parent(name):

@@ -7,7 +7,7 @@ import oracle
 import pytest
 from conftest import small_scan, write_scan
 
-from tomoscale import background, run, store, stream
+from tomoscale import background, cluster, run, store, stream
 from tomoscale.errors import BlocksFailedError
 
 
@@ -28,15 +28,27 @@ def test_a_block_that_is_made_chunk_by_chunk_is_stored_as_the_whole_one(tmp_path
 
 
 @pytest.mark.parametrize("options", [{}, {"hot_pixels": True}, {"smoothing": 5, "hot_pixels": True}])
-def test_a_run_writes_what_the_lazy_arrays_hold(tmp_path, options):
+def test_a_run_writes_what_the_lazy_arrays_hold(tmp_path, monkeypatch, options):
     scan = small_scan(60, 24, 23)
     scan[:, 7, ::5] = 5000 + np.arange(60)[:, None] % 7 * 400
     source = write_scan(tmp_path / "scan.zarr", scan, (20, 4, 23))
     cleaned = background.remove(source, half_window=8, step=4, **options)
+    expected = {name: getattr(cleaned, name).compute() for name in ("frames", "background")}
+    monkeypatch.delattr(stream.Stream, "__array__")  # nothing is made as a whole
     out = run.write(cleaned, tmp_path / "out.zarr", quiet=True)
-    for name in ("frames", "background"):
-        expected = getattr(cleaned, name).compute()
-        np.testing.assert_array_equal(store.open_volume(out / name).whole(), expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(store.open_volume(out / name).whole(), array)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "local"])
+def test_what_is_computed_from_frames_is_written_with_them(tmp_path, scheduler):
+    source = write_scan(tmp_path / "scan.zarr", small_scan(20, 8, 9), (10, 4, 9))
+    frames = background.remove(source, half_window=4, step=5).frames
+    fields = {"frames": frames, "more": frames + 1, "part": frames[3:7, ::2], "whole": frames.astype("int32")}
+    with cluster.connect(scheduler, workers=1) as workers:
+        out = run.write(fields, tmp_path / "out.zarr", quiet=True, connection=workers)
+    for name, field in fields.items():
+        np.testing.assert_array_equal(store.open_volume(out / name).whole(), field.compute(), err_msg=name)
 
 
 def test_a_nan_that_integers_cannot_hold_is_named_by_its_frame(tmp_path):

@@ -110,7 +110,7 @@ def remove(
     Raises
     ------
     TomoscaleError
-        Shapes that do not fit, a margin outside the frame or with a level that is not positive, a dark
+        Shapes that do not fit, a margin outside the frame or with a level that is not positive and finite, a dark
         brighter than the frames, or a block that does not fit the memory.
 
     Notes

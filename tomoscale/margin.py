@@ -152,10 +152,10 @@ def _margin_means(first: int, owns: list[np.ndarray | None], count: int, *pieces
     offset = sum(_sums(i[None], own)[0] for i, own in zip(images, owns, strict=True)) if images else 0
     level = (np.asarray(total) - offset).astype(np.float64) / n_pixels
     for k, value in enumerate(level):
-        if not value > 0:
+        if not 0 < value < np.inf:
             raise TomoscaleError(
-                f"background.remove: the margin of frame {first + k} has level {value:g}; it must be positive: "
-                "choose a margin in the open beam, or check the dark"
+                f"background.remove: the margin of frame {first + k} has level {value:g}; it must be positive "
+                "and finite: choose a margin in the open beam, or check the dark"
             )
     return level
 

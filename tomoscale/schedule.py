@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tomoscale import turns
@@ -168,8 +169,9 @@ def execute(
 
     def submit(task: Task) -> None:
         function, arguments = task.make()
-        call = turns.run, connection.threads, task.overlaps, function, *arguments
-        running[connection.executor.submit(*call)] = task
+        # As one thing: among the arguments of a call Dask would look for keys, and take those of a graph for its own.
+        call = partial(turns.run, connection.threads, task.overlaps, function, *arguments)
+        running[connection.executor.submit(call)] = task
 
     def collect(futures: Iterable[Future[Any]]) -> None:
         nonlocal n_done

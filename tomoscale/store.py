@@ -190,6 +190,7 @@ def _refuse_unfinished(path: Path, volume: StoredVolume) -> None:
 def create_group(folder: Path, attributes: Mapping[str, Any]) -> None:
     """Create or replace the metadata of a group, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
 
 
@@ -245,6 +246,7 @@ def create_array(
     if names:
         document["dimension_names"] = list(names)
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
     write_json(folder / "zarr.json", document)
     files = ChunkFiles.of(folder, metadata.array_info(folder))
     assert files is not None

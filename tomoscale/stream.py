@@ -54,9 +54,9 @@ class Stream:
 
 
 @contextmanager
-def allowed() -> Iterator[None]:
-    """Let `array`, in this thread, return arrays that are still to be made, for a writer that makes them."""
-    token = _streaming.set(True)
+def allowed(when: bool = True) -> Iterator[None]:
+    """Let `array`, in this thread, return arrays that are still to be made, when a writer is to make them."""
+    token = _streaming.set(when)
     try:
         yield
     finally:

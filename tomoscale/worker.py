@@ -15,6 +15,7 @@ from tomoscale import buffers, stream
 from tomoscale.call import tally
 from tomoscale.chunks import ChunkFiles
 from tomoscale.journal import Job, Record
+from tomoscale.layers import facts
 from tomoscale.objects import Stored
 from tomoscale.parts import StoredParts
 from tomoscale.result import Pass
@@ -23,12 +24,13 @@ from tomoscale.stream import Stream
 
 
 class Place(NamedTuple):
-    """Where one field of a block is stored."""
+    """Where one field of a block is stored, and whether it is just what a block function makes."""
 
     field: str
     files: ChunkFiles
     start: tuple[int, ...]
     shape: tuple[int, ...]
+    as_made: bool
 
     def keys(self) -> list[str]:
         """Return the names of its chunks."""
@@ -41,7 +43,7 @@ def places_of(one: Pass, files: Mapping[str, ChunkFiles], index: tuple[int, ...]
     for name, array in one.arrays.items():
         start = tuple(_starts(c)[i] for c, i in zip(array.chunks, index, strict=True))
         shape = tuple(c[i] for c, i in zip(array.chunks, index, strict=True))
-        places.append(Place(name, files[name], start, shape))
+        places.append(Place(name, files[name], start, shape, "made_by" in facts(array)))
     return places
 
 
@@ -73,7 +75,8 @@ def write_block(
     record = record or _recorded_meanwhile(places, job)
     worked = record is None or not job.is_intact(record)
     if worked:
-        with buffers.reused(), stream.allowed():
+        # What is computed from a field, `frames + 1` say, needs an array.
+        with buffers.reused(), stream.allowed(all(p.as_made for p in places)):
             fields = retried(compute, graph, keys)
         written = {p.field: retried(_store, job, p, field) for p, field in zip(places, fields, strict=True)}
         job.check_fingerprint()
