@@ -50,7 +50,7 @@ small = st.lists(places, max_size=5, unique_by=lambda b: b[:3])
 
 
 @given(found=small, true=small)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_pairs_are_the_most_that_there_can_be_and_of_those_the_nearest(found, true):
     found, true = table(*found), table(*true)
     f, t = pairs(found, true)

@@ -247,6 +247,7 @@ def test_a_worker_behind_a_broken_network_does_no_harm(drill, frames, dask, two_
     dask.address = f"tcp://192.0.2.1:{port}"
     dask.worker("--no-nanny", prefix=here)
     far = dask.worker("--no-nanny", prefix=there)
+    drill.wait(lambda: (drill.folder / "worker.txt").read_text().count("Registered to") == 2)
     process = drill.start(scheduler=f"tcp://127.0.0.1:{port}", prefix=here)
     pids = {str(p.pid) for p in family(far.pid)}
     drill.wait(lambda: any(pid in pids for _, pid in drill.logged("begun")))

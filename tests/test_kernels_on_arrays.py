@@ -126,7 +126,7 @@ def test_tiles_are_counted_and_their_tables_interpolated(seed, whole, tile, is_s
     seeds,
     shapes,
     places,
-    st.sampled_from(DTYPES),
+    st.sampled_from(["uint16", "float32"]),  # of the others the loops are tested with scikit-learn
     st.integers(1, 6),
     st.sampled_from([-np.inf, 0.3, 5.0]),
     st.booleans(),
