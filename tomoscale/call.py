@@ -12,6 +12,7 @@ import numpy as np
 
 from tomoscale import buffers, turns
 from tomoscale.grid import Window, volume_of
+from tomoscale.stream import Stream, joined
 
 
 class Source(Protocol):
@@ -100,15 +101,27 @@ class Call:
     def _in(self, parts: Sequence[Part], small: tuple[Any, ...]) -> Any:
         if len(parts) == 1:
             return self._of(parts[0][0], small)
-        whole: list[np.ndarray] = []
+        windows = [w for _, w in parts]
+        whole: list[np.ndarray | list[Stream]] = []
         for arguments, where in parts:
             part = self._of(arguments, small)
             fields = part if isinstance(part, tuple) else (part,)
             if not whole:
-                whole = [buffers.empty(_around(f.shape, [w for _, w in parts]), f.dtype) for f in fields]
+                shapes = [_around(f.shape, windows) for f in fields]
+                whole = [
+                    [] if isinstance(f, Stream) else buffers.empty(s, f.dtype)
+                    for f, s in zip(fields, shapes, strict=True)
+                ]
             for target, field in zip(whole, fields, strict=True):
-                target[where] = field
-        return tuple(whole) if isinstance(part, tuple) else whole[0]
+                if isinstance(target, list):
+                    target.append(field)
+                else:
+                    target[where] = field
+        made = tuple(
+            joined(s, list(zip(windows, t, strict=True))) if isinstance(t, list) else t
+            for s, t in zip(shapes, whole, strict=True)
+        )
+        return made if isinstance(part, tuple) else made[0]
 
     def _of(self, arguments: tuple[Any, ...], small: tuple[Any, ...]) -> Any:
         given = [a.load() if isinstance(a, Piece) else a for a in arguments]

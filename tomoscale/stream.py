@@ -53,6 +53,43 @@ class Stream:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
 
+def joined(shape: Sequence[int], parts: Sequence[tuple[Sequence[slice], Stream]]) -> Stream:
+    """
+    Return streams that lie side by side as one.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of all together.
+    parts : sequence of (sequence of slice, Stream)
+        Where each lies along the first axes, and what makes it.
+
+    Returns
+    -------
+    Stream
+        Holds on to all of them, and makes none as a whole.
+    """
+    corners = [[w.start or 0 for w in where] for where, _ in parts]
+
+    def fill(window: Window, out: np.ndarray) -> None:
+        for corner, (_, part) in zip(corners, parts, strict=True):
+            starts = [*corner, *[0] * (len(shape) - len(corner))]
+            both = [
+                slice(max(w.start, s), min(w.stop, s + n))
+                for w, s, n in zip(window, starts, part.shape, strict=True)
+            ]
+            if all(b.start < b.stop for b in both):
+                own = tuple(slice(b.start - s, b.stop - s) for b, s in zip(both, starts, strict=True))
+                room = np.empty(volume_of(own), part.dtype)
+                out[
+                    tuple(
+                        slice(b.start - w.start, b.stop - w.start) for b, w in zip(both, window, strict=True)
+                    )
+                ] = part.made(own, room)
+
+    return Stream(tuple(shape), parts[0][1].dtype, fill)
+
+
 @contextmanager
 def allowed(when: bool = True) -> Iterator[None]:
     """Let `array`, in this thread, return arrays that are still to be made, when a writer is to make them."""
