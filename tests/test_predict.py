@@ -750,6 +750,6 @@ def test_an_odd_volume_in_any_chunks_is_that_of_the_whole(kind, chunks, odd, mon
     found = logits_of(volume, network, chunks)
     assert ("statistics" in found) == ("Instance" in kind)
     logits = found["probabilities"]
-    assert np.abs(logits - expected).max() <= (1e-5 if kind == "2D" else 1e-4) * expected.std()
+    assert np.abs(logits - expected).max() <= (1e-6 if kind == "2D" else 1e-4 * expected.std())
     decided = np.abs(expected) > 1e-4 * expected.std()
     np.testing.assert_array_equal((logits > 0)[decided], (expected > 0)[decided])
