@@ -44,6 +44,9 @@ SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.95,
     "distributed.scheduler.worker-saturation": 1.0,
+    # A hundred looks per second at the stack of every worker and of the client take 5 % of a run, for a page of the
+    # dashboard that shows one function.
+    "distributed.worker.profile.enabled": False,
     # A block that kills its worker is tried three times; a worker that hangs is replaced within two minutes.
     "distributed.scheduler.allowed-failures": 2,
     "distributed.scheduler.worker-ttl": "60 s",
