@@ -44,15 +44,27 @@ def _made(content: Content) -> bytes | None:
 
 
 @functools.cache
-def zeros(n_bytes: int = GIGABYTE, window_bits: int = 15) -> bytes:
-    """Return a megabyte that inflates to a gigabyte."""
-    stream, part = zlib.compressobj(9, zlib.DEFLATED, window_bits), bytes(2**24)
-    return b"".join(stream.compress(part) for _ in range(n_bytes // len(part))) + stream.flush()
+def deflated() -> tuple[bytes, int, int]:
+    """Return a megabyte that inflates to a gigabyte of zeros, and its two checksums."""
+    stream, part, n_parts = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(2**24), GIGABYTE // 2**24
+    # After a full flush nothing refers to what came before: the same bytes again are the same zeros again.
+    content = (stream.compress(part) + stream.flush(zlib.Z_FULL_FLUSH)) * n_parts + stream.flush()
+    adler, crc = zlib.adler32(b""), zlib.crc32(b"")
+    for _ in range(n_parts):
+        adler, crc = zlib.adler32(part, adler), zlib.crc32(part, crc)
+    return content, adler, crc
+
+
+def zeros() -> bytes:
+    """Return a gigabyte of zeros as zlib writes it."""
+    content, adler, _ = deflated()
+    return b"\x78\xda" + content + struct.pack(">I", adler)
 
 
 def gzipped() -> bytes:
     """Return the same as a gzip file."""
-    return zeros(window_bits=31)
+    content, _, crc = deflated()
+    return b"\x1f\x8b\x08" + bytes(7) + content + struct.pack("<2I", crc, GIGABYTE)
 
 
 @functools.cache

@@ -26,11 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomoscale
+
 MIB = 2**20
 LIBRARIES = (
     "dask.array", "distributed", "h5py", "hdf5plugin", "imagecodecs", "fabio.edfimage", "numba", "numcodecs",
-    "pyarrow.parquet", "pydantic", "scipy.ndimage", "tifffile", "zarr", "rich.progress", "tomoscale.cli",
-    "tomoscale.background", "tomoscale.kernels", "tomoscale.report", "tomoscale.sources.edf",
+    "pyarrow.parquet", "pydantic.dataclasses", "pydantic.json_schema", "pydantic.type_adapter", "scipy.ndimage",
+    "tifffile", "zarr", "rich.progress", "tomoscale.cli", "tomoscale.kernels", "tomoscale.sources.edf",
+    "tomoscale.sources.hdf5", "tomoscale.sources.npz_files", "tomoscale.sources.tiff",
+    *(f"tomoscale.{topic}" for topic in tomoscale.TOPICS),
 )  # fmt: skip
 
 

@@ -22,7 +22,10 @@ COMMANDS = {
     "background": "background scan.zarr -o {out} --half-window 12 --step 6",
     "convert": "convert scan.zarr {out} --chunks 8,48,64",
 }
-HERE = {"local": "--workers 2 --threads 1 --memory 400MB", "threads": "--threads 1 --memory 400MB"}
+HERE = {
+    "local": "--workers 2 --threads 1 --memory 400MB --no-dashboard",
+    "threads": "--threads 1 --memory 400MB",
+}
 FIELDS = {"background": ("frames", "background"), "convert": ("frames",)}
 
 

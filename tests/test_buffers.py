@@ -62,10 +62,11 @@ def test_live_arrays_keep_their_values_and_no_more_is_held_than_was_in_use_at_on
     stamps: dict[int, int] = {}
     most = 0
     buffers.clear()
-    with buffers.reused():
-        for number, (mib, place) in enumerate(steps):
+    with buffers.reused(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buffers, "LARGE", MIB)  # all sizes are an eighth of those of runs
+        for number, (rows, place) in enumerate(steps):
             held.pop(place, None)
-            held[place] = buffers.empty((mib, MIB), np.uint8)
+            held[place] = buffers.empty((rows, MIB // 8), np.uint8)
             held[place][:, ::4096] = stamps[place] = number
             in_use = sum(a.nbytes for a in held.values())
             most = max(most, in_use)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ SHAPE = (60, 64, 64)
 pytestmark = pytest.mark.filterwarnings("ignore:simulate.dct. placed")
 
 
-@pytest.fixture(autouse=True)
-def without_processes(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def without_processes():
     """Take threads for local workers: their start is tested elsewhere."""
     connect = cluster.connect
-    monkeypatch.setattr(cluster, "connect", lambda scheduler, **options: connect("threads", **options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "connect", lambda scheduler, **options: connect("threads", **options))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +35,31 @@ def made(tmp_path_factory):
     return scan, run.write(result, folder / "cleaned.zarr", quiet=True)
 
 
-def test_demo_goes_from_simulation_to_report_and_says_how_good_it_is(tmp_path, capsys):
-    page = demo.trial(tmp_path / "trial", shape=SHAPE, quiet=True)
-    assert page == tmp_path / "trial" / "blobs-report" / "index.html"
-    assert (tmp_path / "trial" / "cleaned-report" / "index.html").is_file()
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """The folder of a demo, the page that it names, and what it prints."""
+    folder = tmp_path_factory.mktemp("tried") / "trial"
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        page = demo.trial(folder, shape=SHAPE, quiet=True)
+    return folder, page, out.getvalue(), err.getvalue()
+
+
+def test_demo_goes_from_simulation_to_report_and_says_how_good_it_is(tried):
+    folder, page, out, err = tried
+    assert page == folder / "blobs-report" / "index.html"
+    assert (folder / "cleaned-report" / "index.html").is_file()
     assert "1. simulate.dct" in page.read_text("utf-8")
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "bit for bit" in printed.err
-    assert "of the truth" in printed.err
-    assert "true blobs with a peak above 120 counts were found" in printed.err
+    assert out == ""
+    assert "bit for bit" in err
+    assert "of the truth" in err
+    assert "true blobs with a peak above 120 counts were found" in err
     for name in ("scan.zarr", "cleaned.zarr", "blobs.zarr"):
-        store.open_volume(tmp_path / "trial" / name)
+        store.open_volume(folder / name)
 
 
-def test_demo_runs_twice_and_leaves_other_files_alone(tmp_path):
-    demo.trial(tmp_path, shape=SHAPE, quiet=True)
+def test_demo_runs_twice_and_leaves_other_files_alone(tried, tmp_path):
+    shutil.copytree(tried[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "notes.txt").write_text("mine")
     demo.trial(tmp_path, shape=SHAPE, seed=1, quiet=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -60,8 +73,8 @@ def test_scan_of_a_user_is_not_replaced(tmp_path):
     np.testing.assert_array_equal(store.open_volume(tmp_path / "scan.zarr").whole(), small_scan())
 
 
-def test_scan_that_a_user_put_into_the_folder_of_a_demo_is_not_replaced(tmp_path):
-    demo.trial(tmp_path, shape=SHAPE, quiet=True)
+def test_scan_that_a_user_put_into_the_folder_of_a_demo_is_not_replaced(tried, tmp_path):
+    shutil.copytree(tried[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "scan.zarr")
     write_scan(tmp_path / "scan.zarr", small_scan(), (30, 5, 23))
     with pytest.raises(TomoscaleError, match="not made by a demo"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import fuzz
 import pytest
 from bad_files import PICKLE
@@ -18,24 +20,28 @@ def test_nothing_worse_than_a_named_error_comes_of_a_changed_file():
     assert outcomes == {"read", "refused"}
 
 
-def test_a_pickle_in_the_place_of_any_file_is_never_executed(tmp_path):
+@pytest.fixture(scope="module")
+def server() -> Iterator[fuzz.CommandServer]:
+    with fuzz.CommandServer(fuzz.MEMORY, 30, "fuzz:attempt") as running:
+        yield running
+
+
+def test_a_pickle_in_the_place_of_any_file_is_never_executed(server, tmp_path):
     tried = 0
-    with fuzz.CommandServer(fuzz.MEMORY, 30, "fuzz:attempt") as server:
-        for kind, files in fuzz.originals().items():
-            for name in files:
-                root = fuzz.written({**files, name: PICKLE}, tmp_path)
-                done = server.run([root.name], tmp_path)
-                assert fuzz.outcome_of(done) is None, (kind, name)
-                assert not (tmp_path / "executed").exists(), (kind, name)
-                tried += 1
+    for kind, files in fuzz.originals().items():
+        for name in files:
+            root = fuzz.written({**files, name: PICKLE}, tmp_path)
+            done = server.run([root.name], tmp_path)
+            assert fuzz.outcome_of(done) is None, (kind, name)
+            assert not (tmp_path / "executed").exists(), (kind, name)
+            tried += 1
     assert tried > 40
 
 
-def test_files_are_good_before_they_are_changed(tmp_path):
-    with fuzz.CommandServer(fuzz.MEMORY, 30, "fuzz:attempt") as server:
-        for kind, files in fuzz.originals().items():
-            done = server.run([fuzz.written(files, tmp_path).name], tmp_path)
-            assert done.status == 0, (kind, done)
+def test_files_are_good_before_they_are_changed(server, tmp_path):
+    for kind, files in fuzz.originals().items():
+        done = server.run([fuzz.written(files, tmp_path).name], tmp_path)
+        assert done.status == 0, (kind, done)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch", reason="networks need the extra `learn`")
 torch.set_num_threads(1)
 
 from tomoscale.errors import TomoscaleError  # noqa: E402
-from tomoscale.learn import networks, receptive  # noqa: E402
+from tomoscale.learn import networks, receptive, shapes  # noqa: E402
+from tomoscale.learn.model import opened  # noqa: E402
 from tomoscale.learn.networks import PRESETS, Architecture  # noqa: E402
 
 SMALL = {
@@ -136,6 +137,50 @@ def test_the_network_of_the_appendix_pools_three_times_along_every_axis():
         step.register_forward_hook(lambda _m, _i, out: shapes.append(out.shape[1]))
     network(torch.empty((1, 1, 16, 32, 32), device="meta"))
     assert shapes == [32, 64, 128, 256, 128, 64, 32]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv3d(4, 6, (3, 2, 1), stride=(2, 1, 3), padding=(1, 0, 2), dilation=(2, 1, 1), groups=2),
+        torch.nn.Conv2d(4, 6, 3, padding="same", bias=False),
+        torch.nn.ConvTranspose3d(4, 6, 3, stride=(2, 3, 1), padding=1, output_padding=(1, 2, 0), groups=2),
+        torch.nn.ConvTranspose2d(4, 3, 2, stride=2, dilation=2),
+        torch.nn.MaxPool3d((1, 3, 2)),
+        torch.nn.MaxPool3d(3, stride=2, padding=1),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Upsample(scale_factor=(1, 2, 3)),
+        torch.nn.Upsample(scale_factor=2, mode="bilinear"),
+        torch.nn.BatchNorm3d(4),
+        torch.nn.InstanceNorm2d(4, affine=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_shape_of_what_a_layer_computes_is_known_without_computing(layer):
+    flat = "2d" in type(layer).__name__ or getattr(layer, "mode", "") == "bilinear"
+    x = torch.zeros((2, 4, 9, 10) if flat else (2, 4, 9, 10, 11))
+    with torch.no_grad(), shapes.Shapes():
+        found = receptive.weightless(layer)(x.to("meta"))
+    assert (found.shape, found.dtype, found.device.type) == (layer(x).shape, x.dtype, "meta")
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_is_planned_as_with_the_shapes_of_pytorch(name, norm, monkeypatch):
+    network = networks.build(replace(SMALL[name], norm=norm), seed=0)
+    ours = opened(network)
+    monkeypatch.setattr(shapes, "_KNOWN", {})
+    theirs = opened(network)
+    assert (ours.appetite, ours.norms, ours.outputs) == (theirs.appetite, theirs.norms, theirs.outputs)
+
+
+def test_features_that_do_not_fit_are_refused_as_pytorch_refuses_them():
+    x, y = torch.zeros((1, 4, 9, 10), device="meta"), torch.zeros((1, 4, 9, 11), device="meta")
+    for layer in (torch.nn.Conv2d(3, 1, 1), torch.nn.Conv2d(4, 1, 12), torch.nn.BatchNorm2d(3).eval()):
+        with torch.no_grad(), shapes.Shapes(), pytest.raises(RuntimeError):
+            receptive.weightless(layer)(x)
+    with shapes.Shapes(), pytest.raises(RuntimeError):
+        torch.cat((x, y), 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)

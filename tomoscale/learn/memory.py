@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tomoscale.learn.networks import UNet
 from tomoscale.learn.receptive import weightless
+from tomoscale.learn.shapes import Shapes
 from tomoscale.tiling import Stage
 
 
@@ -34,7 +34,7 @@ class _Most:
     work: int = 0
 
 
-class _Live(TorchDispatchMode):
+class _Live(Shapes):
     """Adds up the tensors that are alive, and the work, stage by stage."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class _Live(TorchDispatchMode):
         self.stages.append(_Most())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(function, types, args, kwargs)
         tensors = [
             t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, torch.Tensor)
         ]

@@ -18,6 +18,7 @@ from tomoscale.learn import checkpoint, memory
 from tomoscale.learn.networks import UNet
 from tomoscale.learn.receptive import weightless
 from tomoscale.learn.scaling import Scaling
+from tomoscale.learn.shapes import Shapes
 
 GLOBAL = (
     nn.GroupNorm,
@@ -243,7 +244,7 @@ def _tried(module: nn.Module, stride: tuple[int, ...]) -> tuple[int, tuple[tuple
             )
     shape = (1, 1, *(4 * s for s in stride))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Shapes():
             out = idle(torch.zeros(shape, device="meta"))
     except (RuntimeError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())[:160]
