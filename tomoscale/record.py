@@ -47,7 +47,8 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     -------
     dict or None
         `complete`; and of a complete result `arrays` (names below the group) and `history` (operation,
-        parameters, inputs and versions of every step), of the types that are expected of them.
+        parameters, inputs and versions of every step; `arrays` of one that added some later), of the types that are
+        expected of them.
 
     Raises
     ------
@@ -86,8 +87,11 @@ def _is_step(step: Any) -> bool:
         return False
     groups = [step.get(name, {}) for name in ("parameters", "inputs", "versions")]
     figures = [step.get(name, 0) for name in ("seconds", "peak_bytes")]
+    added = step.get("arrays", [])
     return (
         all(isinstance(g, dict) for g in groups)
+        and isinstance(added, list)
+        and all(map(is_inside, added))
         and all(type(f) in (int, float) and math.isfinite(f) and f >= 0 for f in figures)
         and all(_is_identity(i) for i in groups[1].values())
     )

@@ -180,7 +180,9 @@ class StoredVolume(Volume):
     def history(self) -> list[dict[str, Any]]:
         if self.group is None:
             return []
-        return list((record.record_of(self.group) or {}).get("history", []))
+        steps = (record.record_of(self.group) or {}).get("history", [])
+        name = self.path.relative_to(self.group).as_posix()
+        return [s for s in steps if name in s.get("arrays", [name])]  # not what added other arrays later
 
     def identity(self) -> dict[str, Any]:
         return {"path": str(self.path), **super().identity()}
