@@ -32,7 +32,7 @@ class How:
     memory: str | None = None
     "Memory of one worker, 8GB say; an equal share of the machine by default."
     scheduler: str = "local"
-    "`local` processes, `threads` of this process, or the address of a Dask scheduler."
+    "`local` processes, `threads` of this process, the address of a Dask scheduler, or a file of jobs (slurm.yaml)."
     certificates: Path | None = None
     "Folder with ca.pem, cert.pem and key.pem for a scheduler at tls://."
     insecure: bool = False
@@ -129,6 +129,7 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         threads=how.threads,
         memory=how.memory_bytes,
         access=how.access,
+        quiet=how.quiet,
     ) as workers:
         with blocks.planned_for(workers.block_bytes, workers.slots, workers.most_block_bytes), bad_input():
             result = function(*data, **options)
