@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,8 +100,9 @@ def _coarse(
 ) -> dict[str, Any]:
     """Return the levels as lazy arrays that one set of blocks makes together, each voxel read once."""
     share = sum(1 / math.prod(f) for f in factors)
-    # Beside its levels a block holds sums and counts of the one in work and of the one before.
-    sums = 0.0 if are_labels else 16 * share + (4 if volume.dtype == np.float16 else 0)
+    # Beside its levels a block holds sums, and of floats counts, of the one in work and of the one before.
+    sums = 0.0 if are_labels else share * (16 if volume.dtype.kind == "f" else 8)
+    sums += 4 if volume.dtype == np.float16 else 0
     cut, unit = _cut(volume, factors[-1], volume.dtype.itemsize * share + sums, kind)
     function = kernels.coarse_labels if are_labels else kernels.coarse_means
 
@@ -108,7 +110,8 @@ def _coarse(
         return (volume.at(cut.window(index)),)
 
     call = functools.partial(_coarser, function, _steps(factors))
-    chunks = [min(u, n) for u, n in zip(unit, volume.shape, strict=True)], STORED[kind]
+    most = (max(_divisors(unit[0])), *STORED[kind][1:]) if kind == "scan" else STORED[kind]
+    chunks = [min(u, n) for u, n in zip(unit, volume.shape, strict=True)], most
     fields = {f"{name}-{max(f)}": _field(volume.dtype, cut, f, *chunks) for f in factors}
     scratch = int(sums * math.prod(map(min, cut.edges, volume.shape)))
     return blocks.map_blocks(call, arguments, fields, scratch=scratch)
@@ -157,16 +160,30 @@ def _steps(factors: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 def _cut(volume: Any, factors: tuple[int, ...], held: float, kind: Kind) -> tuple[Cubes, tuple[int, ...]]:
     """Cut the volume into blocks of units, which are whole pixels of all levels and smaller where the memory is."""
-    least = max(factors)
+    least, largest = max(factors), UNIT[kind]
+    if kind == "scan" and volume.chunks[0] <= 64 and max(_divisors(volume.chunks[0])) > 3:
+        largest = (volume.chunks[0], *largest[1:])  # so that no stored chunk is decoded twice
     units: list[tuple[int, ...]] = []
     while not units or max(units[-1][1:]) > least:
-        edges = (max(u, COARSEST * least) >> len(units) for u in UNIT[kind])
-        axes = zip(edges, factors, UNIT[kind], strict=True)
-        units.append(tuple(max(e, f) if f > 1 else u for e, f, u in axes))
-    for unit in units[:-1]:
+        edges = (max(u, COARSEST * least) >> len(units) for u in largest)
+        units.append(
+            tuple(max(e, f) if f > 1 else u for e, f, u in zip(edges, factors, largest, strict=True))
+        )
+    found: list[tuple[int, Cubes, tuple[int, ...]]] = []
+    for unit in units:
+        if found and max(unit[1:]) < COARSEST * least:
+            break
         with contextlib.suppress(TomoscaleError):
-            return cubes.cut(WHO, volume, held=held, unit=unit), unit
-    return cubes.cut(WHO, volume, held=held, unit=units[-1]), units[-1]
+            cut = cubes.cut(WHO, volume, held=held, unit=unit)
+            found.append((cut.decoded(volume.chunks), cut, unit))
+    if not found:
+        return cubes.cut(WHO, volume, held=held, unit=units[-1]), units[-1]  # which says what it would take
+    return min(found, key=operator.itemgetter(0))[1:]
+
+
+def _divisors(n_frames: int) -> list[int]:
+    """Return how many frames of a block may lie in a chunk: as many in each, and few."""
+    return [n for n in range(1, STORED["scan"][0] + 1) if n_frames % n == 0]
 
 
 def _field(
