@@ -175,7 +175,7 @@ def _without(attributes: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
     images = []
     for image in attributes["ome"]["multiscales"]:
         left = [d for d in image["datasets"] if d["path"] not in names]
-        images.append({**image, "datasets": left})
+        images += [{**image, "datasets": left}] if left else []
     return {**attributes, "tomoscale": record, "ome": {**attributes["ome"], "multiscales": images}}
 
 

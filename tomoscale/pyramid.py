@@ -80,13 +80,15 @@ def levels(
     [[6, 8], [10, 11]]
     """
     checked_volume(WHO, volume)
-    image = _image_of(volume, kind)
+    image, is_listed = _image_of(volume, kind)
     are_spatial = [axis.get("type") == "space" for axis in image["axes"]]
     factors = _factors(volume.shape, are_spatial, side)
     are_labels = _are_labels(volume.dtype, image["name"], rule)
     made = _coarse(volume, image["name"], factors, are_labels, "volume" if all(are_spatial) else "scan")
     stated = {
-        "multiscale": _multiscale(image, volume, list(made), factors, "mode" if are_labels else "mean"),
+        "multiscale": _multiscale(
+            image, is_listed, volume, list(made), factors, "mode" if are_labels else "mean"
+        ),
         "joins": _group(volume),
         "says": {"levels": "the most frequent labels" if are_labels else "means of full resolution"},
     }
@@ -214,13 +216,17 @@ def _are_labels(dtype: np.dtype, name: str, rule: str) -> bool:
 # ---------------------------------------------------------------- what viewers read
 
 
-def _image_of(volume: Any, kind: Kind | None) -> dict[str, Any]:
-    """Return OME-NGFF metadata: of these voxels, else of an image of their shape beside them, else the plainest."""
+def _image_of(volume: Any, kind: Kind | None) -> tuple[dict[str, Any], bool]:
+    """
+    Return OME-NGFF metadata: of these voxels, else of an image of their shape beside them, else the plainest.
+
+    And whether the voxels themselves may be listed with their levels: OME-NGFF asks for the names of their axes.
+    """
     stored = volume
     while isinstance(stored, store.CroppedVolume):
         stored = stored.inner
     if not isinstance(stored, store.StoredVolume):
-        return store.ome_image("volume", kind or "volume")["ome"]["multiscales"][0]
+        return store.ome_image("volume", kind or "volume")["ome"]["multiscales"][0], True
     outermost = stored.group or stored.path.parent
     name = stored.path.relative_to(outermost).as_posix() if stored.is_ours else stored.path.name
     for group in (p for p in stored.path.parents if p == outermost or outermost in p.parents):
@@ -229,9 +235,10 @@ def _image_of(volume: Any, kind: Kind | None) -> dict[str, Any]:
                 dataset = {**image["datasets"][0], "path": name}
                 axes = store.AXES[kind] if kind else image["axes"]
                 known = {k: v for k, v in image.items() if k != "version"}  # of 0.4, which has it there
-                return {**known, "name": name, "axes": axes, "datasets": [dataset]}
+                is_named = stored.info.dimension_names == tuple(axis["name"] for axis in axes)
+                return {**known, "name": name, "axes": axes, "datasets": [dataset]}, is_named
     kind = kind or ("scan" if stored.path.name == "frames" else "volume")
-    return store.ome_image(name, kind)["ome"]["multiscales"][0]
+    return store.ome_image(name, kind)["ome"]["multiscales"][0], True
 
 
 def _is_like(stored: store.StoredVolume, group: Path, image: dict[str, Any]) -> bool:
@@ -257,6 +264,7 @@ def _transformations(image: dict[str, Any]) -> tuple[list[float], list[float]] |
 
 def _multiscale(
     image: dict[str, Any],
+    is_listed: bool,
     volume: Any,
     names: Sequence[str],
     factors: Sequence[tuple[int, ...]],
@@ -265,7 +273,7 @@ def _multiscale(
     """Return the metadata of an image with its levels; pixel 0 of a level lies in the middle of those it stands for."""
     found = _transformations(image)
     assert found is not None
-    datasets = [image["datasets"][0]]
+    datasets = list(image["datasets"]) if is_listed else []
     for name, level in zip(names, factors, strict=True):
         axes = list(zip(*found, level, volume.place[0], strict=True))
         scale = [s * f for s, _, f, _ in axes]

@@ -177,11 +177,15 @@ class Result:
         return next((f["joins"] for a in self.lazy.values() if "joins" in (f := _facts(a))), None)
 
     def axes_of(self, name: str) -> list[str] | None:
-        """Return the names of the axes of an array, if its maker said what it is."""
+        """Return the names of the axes of an array: of an image, and of what has one value for each of its pixels."""
         facts = _facts(self.arrays[name])
         if "multiscale" in facts:
             return [axis["name"] for axis in facts["multiscale"]["axes"]]
-        return [axis["name"] for axis in store.AXES[facts["image"]]] if "image" in facts else None
+        for image in self.lazy.values():
+            kind = _facts(image).get("image")
+            if kind and image.shape == self.arrays[name].shape:
+                return [axis["name"] for axis in store.AXES[kind]]
+        return None
 
     def ome(self, root: Path, *, alone: bool = True) -> dict[str, Any]:
         """Return what viewers read, of the arrays below a folder; nothing where no image is stated."""
