@@ -32,6 +32,12 @@ def test_the_next_block_lies_where_the_last_one_lay():
         assert address(buffers.empty((11, MIB), np.int32)) == first
 
 
+def test_a_block_with_a_halo_on_both_sides_lies_where_the_first_one_lay_that_has_it_on_one_side():
+    with buffers.reused():
+        first = address(buffers.empty((129, 100, 1024), np.uint16))
+        assert address(buffers.empty((130, 100, 1024), np.uint16)) == first
+
+
 def test_memory_is_not_lent_again_while_a_view_of_it_lives():
     with buffers.reused():
         view = buffers.empty((16, MIB), np.uint8)[5, ::4].reshape(2, -1).T

@@ -22,6 +22,11 @@ LARGE = 8 * 2**20
 """Smaller arrays come from the allocator, which keeps them anyway."""
 SPARE = 1.5
 """A buffer is taken for an array if it is at most so many times as large."""
+SLACK = 16
+"""
+A buffer has this fraction of room at its end: blocks inside a scan have a halo on more sides than the first one. The
+system gives no memory for what is never touched.
+"""
 
 _reusing: ContextVar[bool] = ContextVar("reusing", default=False)
 _free: list[mmap.mmap] = []
@@ -95,7 +100,7 @@ def _take(n_bytes: int) -> mmap.mmap:
             _free.remove(best)
             return best
         _free.clear()  # what does not fit must not add to the peak
-    memory = mmap.mmap(-1, n_bytes)
+    memory = mmap.mmap(-1, n_bytes + n_bytes // SLACK)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

@@ -17,9 +17,9 @@ from tomoscale.blocks import CHUNK_BYTES, Window, covering, grow, scan_chunks, s
 from tomoscale.errors import TomoscaleError
 from tomoscale.progress import human_bytes
 
-DECODE_S = 0.4e-9  # per byte; these three are ratios measured by bench_background
-COMPUTE_S = 2.3e-9  # per voxel, with its halo
-ENCODE_S = 0.6e-9  # per byte
+DECODE_S = 0.6e-9  # per byte; these three are ratios measured by bench_background
+COMPUTE_S = 2.2e-9  # per voxel, with its halo
+ENCODE_S = 1.1e-9  # per byte
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def cut(
         n_blocks = math.prod(map(len, columns.grid))
         decoded = columns.decoded(chunks) / n_blocks
         seconds = DECODE_S * decoded * itemsize[0] + COMPUTE_S * around + ENCODE_S * inside * itemsize[1]
-        # Half a block more: at both ends of a run reading, computing and writing do not overlap.
-        rating = ((-(-n_blocks // threads) + 0.5) * seconds, need, columns)
+        # A tenth of a block more: so much later than the others the last thread ends.
+        rating = ((-(-n_blocks // threads) + 0.1) * seconds, need, columns)
         if best is None or rating[:2] < best[:2]:
             best = rating
     if best is None:

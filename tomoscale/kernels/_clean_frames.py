@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._frame_median import check_size
-from tomoscale.kernels._median_3 import STRIP, next_two, room
+from tomoscale.kernels._median_3 import STRIP, line_of, room, two_rows
 from tomoscale.kernels._median_networks import median_row, spread_nan
 from tomoscale.kernels._rows import FITS, normalise_padded, normalise_row, store_row
 
@@ -172,7 +172,7 @@ def _checked(
         raise ValueError(f"{who}: frames have shape {frames.shape}; need (frame, row, column)")
     if dark is None:
         # One row for all: an image of zeros would be read from memory for nothing.
-        dark = np.zeros((1, frames.shape[2]))
+        dark = np.zeros((1, frames.shape[2]), np.float64 if frames.dtype == np.int32 else np.float32)
     elif dark.shape != frames.shape[1:]:
         raise ValueError(f"{who}: dark has shape {dark.shape}, frames have {frames.shape[1:]}")
     scale = np.ones(len(frames), np.float32) if scale is None else np.asarray(scale, np.float32)
@@ -215,12 +215,12 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
     low, high = limits
     ring = np.empty((size, out.shape[2] + 2 * half), np.float32)
     columns = np.empty_like(ring)
-    waiting, new, spare = room(smooth)
+    lines, spare = room(smooth)
     for k in range(out.shape[0]):
         given = (frames[k], dark, scale[k], background[window_of_frame[k]])
         target = smooth[k % smooth.shape[0]]
         if size == 3:
-            has_nan = _medians_of_3(given, top, left, waiting, new, spare, target)
+            has_nan = _medians_of_3(given, top, left, lines, spare, target)
         else:
             has_nan = _medians_of_any(given, top, left, size, ring, columns, target)
         if has_nan:
@@ -236,7 +236,7 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
 
 
 @part
-def _medians_of_3(given, top, left, waiting, new, spare, out):  # type: ignore[no-untyped-def]
+def _medians_of_3(given, top, left, lines, spare, out):  # type: ignore[no-untyped-def]
     """Clean one frame; return whether a NaN was met, which the medians lose."""
     n_rows, n_columns = out.shape
     last = min(top + n_rows, given[0].shape[0] - 1)
@@ -246,10 +246,11 @@ def _medians_of_3(given, top, left, waiting, new, spare, out):  # type: ignore[n
         for r in range(-2, n_rows, 2):
             for i in range(2):
                 nearest = min(max(top + r + 1 + i, 0), last)
-                has_nan |= normalise_padded(given, nearest, left + begin - 1, new[i, : end - begin + 2])
-            upper = out[r, begin:end] if r >= 0 else spare[0, : end - begin]
-            lower = out[r + 1, begin:end] if 0 <= r < n_rows - 1 else spare[1, : end - begin]
-            next_two(waiting, new[0], new[1], upper, lower)
+                line = line_of(lines, r + 1 + i, end - begin)
+                has_nan |= normalise_padded(given, nearest, left + begin - 1, line)
+            if r >= 0:
+                lower = out[r + 1, begin:end] if r < n_rows - 1 else spare[: end - begin]
+                two_rows(lines, r, out[r, begin:end], lower)
     return has_nan
 
 

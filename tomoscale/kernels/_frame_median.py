@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tomoscale.kernels._arrays import plain
 from tomoscale.kernels._compile import compiled
-from tomoscale.kernels._median_3 import STRIP, next_two, room
+from tomoscale.kernels._median_3 import STRIP, line_of, room, two_rows
 from tomoscale.kernels._median_networks import median_row, spread_nan
 from tomoscale.kernels._rows import copy_padded
 
@@ -72,7 +72,7 @@ def _median_frames(frames, size, out):  # type: ignore[no-untyped-def]
     half = size // 2
     ring = np.empty((size, n_columns + 2 * half), frames.dtype)
     columns = np.empty_like(ring)
-    waiting, new, spare = room(frames)
+    lines, spare = room(frames)
     for k in range(n_frames):
         frame, target = frames[k], out[k]
         has_nan = False
@@ -82,10 +82,11 @@ def _median_frames(frames, size, out):  # type: ignore[no-untyped-def]
                 for r in range(-2, n_rows, 2):
                     for i in range(2):
                         nearest = min(max(r + 1 + i, 0), n_rows - 1)
-                        has_nan |= copy_padded(frame[nearest], begin - 1, new[i, : end - begin + 2])
-                    upper = target[r, begin:end] if r >= 0 else spare[0, : end - begin]
-                    lower = target[r + 1, begin:end] if 0 <= r < n_rows - 1 else spare[1, : end - begin]
-                    next_two(waiting, new[0], new[1], upper, lower)
+                        line = line_of(lines, r + 1 + i, end - begin)
+                        has_nan |= copy_padded(frame[nearest], begin - 1, line)
+                    if r >= 0:
+                        lower = target[r + 1, begin:end] if r < n_rows - 1 else spare[: end - begin]
+                        two_rows(lines, r, target[r, begin:end], lower)
         else:
             ready = 0
             for r in range(n_rows):

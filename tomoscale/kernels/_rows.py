@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tomoscale.kernels._compile import part
+from tomoscale.kernels._compile import inlined, part
 
 FITS, BEYOND, NAN = 0, 1, 2
 
 
-@part
+@inlined
 def copy_padded(pixels, first, line):  # type: ignore[no-untyped-def]
     """Write columns from `first` on, those beyond the ends as the nearest pixel; return whether one is NaN."""
     begin, end = max(-first, 0), min(line.size, pixels.size - first)
@@ -22,7 +22,7 @@ def copy_padded(pixels, first, line):  # type: ignore[no-untyped-def]
     return n_nan > 0
 
 
-@part
+@inlined
 def repeat_ends(row, begin, end):  # type: ignore[no-untyped-def]
     """Fill a row outside [begin, end) with the nearest pixel inside."""
     for j in range(begin):
