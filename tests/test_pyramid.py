@@ -13,7 +13,7 @@ from conftest import small_scan, write_array, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoscale import addition, blocks, kernels, manifest, otsu, pyramid, record, run, simulate, store
+from tomoscale import blocks, kernels, manifest, otsu, pyramid, record, run, simulate, store
 from tomoscale.cli import main
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.kernels import reference
@@ -23,7 +23,7 @@ from tomoscale.verify import verify
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("made") / "scan.zarr"
-    return run.write(simulate.dct(shape=(40, 33, 37), blobs=1, seed=1), path, quiet=True)
+    return run.write(simulate.dct(shape=(40, 45, 47), blobs=2, seed=1), path, quiet=True)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def objects(path):
 @settings(max_examples=15, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 9)] * 3),
-    st.sampled_from(["uint8", "int16", "uint32", "float16", "float32", "float64"]),
+    st.sampled_from(["uint8", "int16", "float16", "float32"]),
     st.sampled_from([1, 2]),
     st.integers(0, 99),
 )
@@ -108,7 +108,7 @@ def test_a_plan_has_one_task_per_block_and_reads_every_voxel_once():
 
 def test_the_command_adds_levels_that_viewers_find_and_all_else_stays(scan, capsys):
     before = {p: p.read_bytes() for p in objects(scan)}
-    assert command("pyramid", scan, "--side", 10) == 0
+    assert command("pyramid", scan, "--side", 12) == 0
     assert capsys.readouterr().out == f"{scan}\n"
     same = {p for p, raw in before.items() if p.read_bytes() == raw}
     assert {p.relative_to(scan).as_posix() for p in {*before} - same} == {".manifest.jsonl", "zarr.json"}
@@ -132,8 +132,9 @@ def test_the_command_adds_levels_that_viewers_find_and_all_else_stays(scan, caps
 
 
 def test_labels_beside_an_image_become_an_image_with_labels(scan):
-    assert command("pyramid", scan / "truth/labels", "--side", 20) == 0
+    assert command("pyramid", scan / "truth/labels", "--side", 24) == 0
     labels = voxels(scan / "truth/labels")
+    assert labels.any()
     np.testing.assert_array_equal(
         voxels(scan / "truth/labels-2"), reference.coarse_labels(labels, (1, 2, 2)), strict=True
     )
@@ -144,9 +145,9 @@ def test_labels_beside_an_image_become_an_image_with_labels(scan):
 
 def test_other_levels_replace_those_of_before_only_if_asked(scan, capsys):
     assert command("pyramid", scan, "--side", 5) == 0
-    assert command("pyramid", scan, "--side", 20) == 2
+    assert command("pyramid", scan, "--side", 24) == 2
     assert "has frames-2 already; give --overwrite" in capsys.readouterr().err
-    assert command("pyramid", scan, "--side", 20, "--overwrite") == 0
+    assert command("pyramid", scan, "--side", 24, "--overwrite") == 0
     assert sorted(p.name for p in scan.glob("frames*")) == ["frames", "frames-2"]
     assert [len(i["datasets"]) for i in record.images_of(scan)] == [2]
     assert len(record.record_of(scan)["history"]) == 2
@@ -155,7 +156,7 @@ def test_other_levels_replace_those_of_before_only_if_asked(scan, capsys):
 
 def test_another_output_gets_the_levels_alone_where_they_lie_in_the_whole(scan, tmp_path):
     out = tmp_path / "small.zarr"
-    assert command("pyramid", scan, "--side", 10, "-o", out, "--roi", "2:9,3:21,:") == 0
+    assert command("pyramid", scan, "--side", 12, "-o", out, "--roi", "2:9,3:21,:") == 0
     assert not list(scan.glob("frames-*"))
     expected = reference.coarse_means(voxels(scan)[2:9, 3:21], (1, 2, 2))
     np.testing.assert_array_equal(voxels(out), expected, strict=True)
@@ -196,7 +197,7 @@ def steps_of_finishing(monkeypatch, stop_at):
 def test_killed_at_any_step_the_result_is_complete_and_the_same_command_goes_on(
     scan, tmp_path, monkeypatch, overwrite
 ):
-    def write(path, side=10):
+    def write(path, side=12):
         run.write(pyramid.levels(path, side=side), path, overwrite=overwrite, quiet=True)
 
     if overwrite:
@@ -225,11 +226,12 @@ def test_killed_at_any_step_the_result_is_complete_and_the_same_command_goes_on(
         for name, array in expected.items():
             np.testing.assert_array_equal(voxels(path / name), array)
         assert "intact" in verify(path, quiet=True)
+        assert sorted(p.name for p in path.glob("frames*")) == ["frames", "frames-2", "frames-4"]
         shutil.rmtree(path)
 
 
 def test_damage_to_levels_is_found_and_repaired_also_with_damage_to_the_rest(scan):
-    assert command("pyramid", scan, "--side", 10) == 0
+    assert command("pyramid", scan, "--side", 12) == 0
     before = {n: voxels(scan / n) for n in record.record_of(scan)["arrays"]}
     for victims in (["frames-2/c/0/0/0"], ["frames-4/zarr.json", "frames/c/0/0/0"]):
         for victim in victims:
@@ -246,17 +248,17 @@ def test_damaged_metadata_are_not_taken_for_good_when_levels_are_added(scan):
     text = (scan / "zarr.json").read_text()
     (scan / "zarr.json").write_text(text.replace('"seed": 1', '"seed": 7'))
     with pytest.raises(DamagedError, match="metadata have changed"):
-        run.write(pyramid.levels(scan, side=10), scan, quiet=True)
+        run.write(pyramid.levels(scan, side=12), scan, quiet=True)
     (scan / "zarr.json").write_text(text)
-    run.write(pyramid.levels(scan, side=10), scan, quiet=True)
+    run.write(pyramid.levels(scan, side=12), scan, quiet=True)
     assert "intact" in verify(scan)
 
 
 def test_what_a_result_is_made_of_is_not_its_levels(scan):
-    assert command("pyramid", scan, "--side", 10) == 0
+    assert command("pyramid", scan, "--side", 12) == 0
     out = run.write(otsu.scale(scan), scan.with_name("o.zarr"), quiet=True)
     assert [s["operation"] for s in store.open_volume(out).history()] == ["simulate.dct", "otsu.scale"]
-    assert addition.added_steps(record.record_of(out)["history"]) == []
+    assert record.added_steps(record.record_of(out)["history"]) == []
 
 
 # ---------------------------------------------------------------- what is refused
@@ -270,16 +272,16 @@ def test_what_cannot_be_added_is_refused_and_nothing_changes(scan, tmp_path, cap
     (scan / "frames-4/notes.txt").write_text("my own")
     before = objects(tmp_path)
     for line, expected in (
-        ("scan.zarr", "no axis of space of (40, 33, 37) is longer than 256; give a smaller --side"),
+        ("scan.zarr", "no axis of space of (40, 45, 47) is longer than 256; give a smaller --side"),
         ("scan.zarr --side 0", "greater than or equal to 1"),
-        ("scan.zarr --side 10", "frames-4: is in the way"),
-        ("scan.zarr --side 10 --roi :,:,3:30", "a part of it"),
-        ("scan.zarr --side 10 --rule median", "rule"),
+        ("scan.zarr --side 12", "frames-4: is in the way"),
+        ("scan.zarr --side 12 --roi :,:,3:30", "a part of it"),
+        ("scan.zarr --side 12 --rule median", "rule"),
         ("scan.zarr/truth/background --rule labels --side 9", "labels of float32; expected integers"),
         ("scan.zarr/dark --side 9 --kind slices", "kind"),
         ("scan.zarr/omega", "expected (z, y, x)"),
-        ("mine.zarr --side 10", "not made by tomoscale"),
-        ("mine.zarr --side 10 -o mine.zarr", "lies in, on or around the input"),
+        ("mine.zarr --side 12", "not made by tomoscale"),
+        ("mine.zarr --side 12 -o mine.zarr", "lies in, on or around the input"),
         ("wide.zarr -o o.zarr", "no means of int64"),
         ("nothing.zarr", "does not exist"),
     ):
@@ -294,7 +296,7 @@ def test_a_block_beyond_the_memory_is_refused_with_its_cost():
 
 
 def test_a_tampered_record_of_levels_is_no_traceback(scan, capsys):
-    assert command("pyramid", scan, "--side", 10) == 0
+    assert command("pyramid", scan, "--side", 12) == 0
     document = json.loads((scan / "zarr.json").read_text())
     document["attributes"]["tomoscale"]["history"][-1]["arrays"] = ["../scan.parquet"]
     (scan / "zarr.json").write_text(json.dumps(document))

@@ -8,6 +8,7 @@ are replaced together (`manifest.extend`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,9 +20,12 @@ from tomoscale import manifest, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.journal import Job
-from tomoscale.metadata import attributes_of
+from tomoscale.metadata import attributes_of, read_json
 from tomoscale.objects import measure, sync_folder
-from tomoscale.record import record_of
+from tomoscale.record import added_steps, is_inside, record_of
+
+REPLACED = "replaced.json"
+"""In the job: which arrays of before are being removed."""
 
 
 class Addition(Job):
@@ -50,7 +54,7 @@ class Addition(Job):
         """
         record = _complete(self.target)
         there = [n for n in names if n in record["arrays"]]
-        added = {n for step in record["history"] for n in step.get("arrays", ())}
+        added = {n for step in added_steps(record["history"]) for n in step["arrays"]}
         if there and not allowed:
             raise TomoscaleError(
                 f"{self.target}: has {', '.join(there)} already; give --overwrite to replace them"
@@ -64,16 +68,20 @@ class Addition(Job):
             )
 
     def _begin(self, header: Mapping[str, Any], overwrite: bool) -> bool:
-        recorded = _complete(self.target)["arrays"]
-        for name in header["arrays"]:  # a run may have been killed while it moved its arrays
-            moved = self.target / name
-            if name in recorded or not moved.exists():
-                continue
-            if (self.root / name).exists():
-                shutil.rmtree(moved)  # one of before, which was being removed
-            else:
-                os.rename(moved, self.root / name)
+        self._tidy(_complete(self.target)["arrays"], list(header["arrays"]))
         return super()._begin(header, overwrite)
+
+    def _tidy(self, recorded: Sequence[str], names: Sequence[str]) -> None:
+        """Finish removing arrays, and take back those that were moved, where a run was killed meanwhile."""
+        record = self.folder / REPLACED
+        replaced = read_json(record).get("arrays", []) if record.exists() else []
+        for name in filter(is_inside, replaced):
+            if name not in recorded and (name not in names or (self.root / name).exists()):
+                shutil.rmtree(self.target / name, ignore_errors=True)
+        for name in names:
+            if name not in recorded and self.root.exists() and not (self.root / name).exists():
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(self.target / name, self.root / name)
 
     def finish(self, files: Mapping[str, ChunkFiles], attributes: Mapping[str, Any]) -> None:
         """
@@ -93,8 +101,11 @@ class Addition(Job):
         """
         self._write_manifests(files)
         names = list(files)
-        steps = _complete(self.target)["history"]
-        remove(self.target, [n for s in steps if {*s.get("arrays", ())} & {*names} for n in s["arrays"]])
+        steps = added_steps(_complete(self.target)["history"])
+        replaced = [n for step in steps if {*step["arrays"]} & {*names} for n in step["arrays"]]
+        if replaced:
+            store.write_json(self.folder / REPLACED, {"arrays": replaced})
+            _remove(self.target, replaced)
         for name in names:
             os.rename(self.root / name, self.target / name)
             sync_folder((self.target / name).parent)
@@ -104,27 +115,9 @@ class Addition(Job):
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def added_steps(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the steps of a result's history that added arrays to it: the last ones."""
-    n = len(history)
-    while n and "arrays" in history[n - 1]:
-        n -= 1
-    return list(history[n:])
-
-
-def remove(group: Path, names: Sequence[str]) -> None:
-    """
-    Remove arrays that were added to a result, which is complete without them.
-
-    Parameters
-    ----------
-    group : Path
-        The result.
-    names : sequence of str
-        All arrays that some steps of its history added.
-    """
-    if names:
-        _replace(group, _without(attributes_of(group), names), _others(group, names))
+def _remove(group: Path, names: Sequence[str]) -> None:
+    """Remove arrays that were added to a result, which is complete without them."""
+    _replace(group, _without(attributes_of(group), names), _others(group, names))
     for name in names:
         shutil.rmtree(group / name, ignore_errors=True)
 
@@ -167,10 +160,11 @@ def _with(attributes: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
 def _without(attributes: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the attributes of a result as if arrays had never been added."""
     record = attributes["tomoscale"]
+    gone = [s for s in added_steps(record["history"]) if {*s["arrays"]} & {*names}]
     record = {
         **record,
         "arrays": [n for n in record["arrays"] if n not in names],
-        "history": [s for s in record["history"] if not {*s.get("arrays", ())} & {*names}],
+        "history": [s for s in record["history"] if s not in gone],
     }
     images = []
     for image in attributes["ome"]["multiscales"]:

@@ -125,9 +125,8 @@ def _submitted(found: Jobs, access: Access, stack: ExitStack, lanes: int, failed
     stack.callback(_close, cluster)
     _running.append(cluster)
     stack.callback(_running.remove, cluster)
-    cluster.adapt(
-        minimum_jobs=found.n_jobs, maximum_jobs=found.n_jobs
-    )  # which replaces lost ones; `scale` does not
+    # Not `scale`, which does not replace those that are lost.
+    cluster.adapt(minimum_jobs=found.n_jobs, maximum_jobs=found.n_jobs)
     return cluster
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,6 +71,14 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     # The name counts too: a run that finishes, or a repair that begins, may be killed before or after it gets it.
     complete = record["complete"] and not folder.name.endswith(INCOMPLETE)
     return {**record, "complete": complete, "arrays": arrays, "history": history}
+
+
+def added_steps(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the steps of a result's history that added arrays to it when it was complete: the last ones."""
+    n = len(history)
+    while n and "arrays" in history[n - 1]:
+        n -= 1
+    return list(history[n:])
 
 
 def tables_of(folder: Path) -> dict[str, tuple[int, int]]:

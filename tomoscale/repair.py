@@ -10,13 +10,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tomoscale import addition, blocks, cluster, manifest, metadata, run, store
+from tomoscale import blocks, cluster, manifest, metadata, run, store
 from tomoscale.cluster import Connection
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.journal import Job
 from tomoscale.objects import Stored
 from tomoscale.plan import check_place
-from tomoscale.record import record_of
+from tomoscale.record import added_steps, record_of
 from tomoscale.result import Result
 
 
@@ -50,7 +50,7 @@ def make_again(path: Path, damaged: set[str], *, quiet: bool = False) -> None:
                 f"{path}: the record of how it was made (zarr.json) is damaged; run its command again with --overwrite"
             )
         history = (record_of(path) or {}).get("history", [])
-        later = addition.added_steps(history)
+        later = added_steps(history)
         added = [f"{name}/" for step in later for name in step["arrays"]]
         if not all(name.startswith(tuple(added)) for name in damaged):
             # What was added is made of the rest: it is removed first, and made again at the end.

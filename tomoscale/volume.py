@@ -182,7 +182,8 @@ class StoredVolume(Volume):
             return []
         steps = (record.record_of(self.group) or {}).get("history", [])
         name = self.path.relative_to(self.group).as_posix()
-        return [s for s in steps if name in s.get("arrays", [name])]  # not what added other arrays later
+        added = record.added_steps(steps)  # other arrays, perhaps
+        return [*steps[: len(steps) - len(added)], *(s for s in added if name in s["arrays"])]
 
     def identity(self) -> dict[str, Any]:
         return {"path": str(self.path), **super().identity()}
