@@ -122,11 +122,9 @@ def test_what_is_not_there_is_said_by_the_command(capsys, monkeypatch):
 def test_a_result_of_jobs_is_that_of_threads(capsys):
     write_scan(Path("scan.zarr"), small_scan(), (30, 5, 23))
     options = ["--half-window", "9", "--step", "4", "--quiet"]
+    file = described(options=f"{LOCAL}, worker-extra-args: [--no-nanny]", ours="jobs: 1")
     assert main(["background", "scan.zarr", *options, "-o", "a.zarr", "--scheduler", "threads"]) == 0
-    assert (
-        main(["background", "scan.zarr", *options, "-o", "b.zarr", "--scheduler", described(ours="jobs: 1")])
-        == 0
-    )
+    assert main(["background", "scan.zarr", *options, "-o", "b.zarr", "--scheduler", file]) == 0
     assert capsys.readouterr() == ("a.zarr\nb.zarr\n", "")
     for name in ("frames", "background"):
         a, b = (store.open_volume(f"{g}.zarr/{name}").whole() for g in "ab")

@@ -77,7 +77,7 @@ def levels(
     >>> from tomoscale import pyramid
     >>> volume = np.arange(3 * 3 * 3, dtype=np.uint16).reshape(3, 3, 3)
     >>> pyramid.levels(volume, side=2)["volume-2"].compute()[0].tolist()
-    [[6, 8], [10, 11]]
+    [[6, 8], [11, 12]]
     """
     checked_volume(WHO, volume)
     image, is_listed = _image_of(volume, kind)
