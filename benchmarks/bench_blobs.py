@@ -28,7 +28,7 @@ from scipy import ndimage
 from skimage import measure
 
 from tomoscale import blobs, blocks, buffers, worker
-from tomoscale.cluster import WORKER_ENVIRONMENT
+from tomoscale.workers import WORKER_ENVIRONMENT
 
 SEED, C_MIN, TAU = 40.0, 15.0, 0.1
 

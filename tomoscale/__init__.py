@@ -25,6 +25,7 @@ TOPICS = (
     "depth",
     "predict",
     "evaluate",
+    "pyramid",
     "verify",
     "info",
     "report",

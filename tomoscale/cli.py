@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_ty
 import cyclopts
 from cyclopts import App, Parameter
 
-from tomoscale import TOPICS, lock, presets, sweep
+from tomoscale import TOPICS, jobs, lock, presets, sweep
 from tomoscale._version import __version__
 from tomoscale.errors import InterruptedRunError, TomoscaleError
 from tomoscale.how import How, HowChosen, HowTried, execute
@@ -218,9 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave(message: str) -> NoReturn:
-    """Leave at once, with a lock for nobody; workers see that we are gone."""
+    """Leave at once, with a lock for nobody and no job in a queue; workers see that we are gone."""
     os.write(2, f"tomoscale: {message}\n".encode())
     lock.let_go()
+    jobs.cancel()
     os._exit(InterruptedRunError.exit_status)
 
 

@@ -11,24 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-from tomoscale import buffers, remote
+from tomoscale import buffers, jobfile, jobs, remote
 from tomoscale.access import Access
 from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
 from tomoscale.progress import human_bytes
 from tomoscale.signals import interruptible, kept_from_children
+from tomoscale.workers import SETTINGS
 
-WORKER_ENVIRONMENT = {
-    # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    # Every arena keeps what was given back to it: with one for all threads a worker of `predict` took 792 MB, not 927.
-    "MALLOC_ARENA_MAX": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "BLOSC_NTHREADS": "1",
-}
 BASE_BYTES = 250_000_000
 """What a worker holds before its first block: interpreter, Dask, Numba and the compiled kernels (206 MB measured)."""
 BLOCK_FACTOR = 1.15
@@ -37,20 +26,6 @@ LOCAL = Access()
 START_ATTEMPTS = 5
 """Dask gives up when one worker dies while it starts."""
 MOST_BLOCK_BYTES = 1_600_000_000
-SETTINGS: dict[str, Any] = {
-    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
-    # Blocks are bounded by the plan: there is nothing to spill.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.95,
-    "distributed.scheduler.worker-saturation": 1.0,
-    # A hundred looks per second at the stack of every worker and of the client take 5 % of a run, for a page of the
-    # dashboard that shows one function.
-    "distributed.worker.profile.enabled": False,
-    # A block that kills its worker is tried three times; a worker that hangs is replaced within two minutes.
-    "distributed.scheduler.allowed-failures": 2,
-    "distributed.scheduler.worker-ttl": "60 s",
-}
 
 
 class Started(NamedTuple):
@@ -147,6 +122,7 @@ def connect(
     threads: int | None = None,
     memory: int | None = None,
     access: Access = LOCAL,
+    quiet: bool = False,
 ) -> Iterator[Connection]:
     """
     Connect to workers, and leave them at the end.
@@ -155,8 +131,8 @@ def connect(
     ----------
     scheduler : str
         `local`: processes on this machine, bound to the loopback interface; `threads`: threads of this
-        process; or the address of a running Dask scheduler (`tls://host:port`; plain `tcp://` only on
-        the loopback interface).
+        process; the address of a running Dask scheduler (`tls://host:port`; plain `tcp://` only on the
+        loopback interface); or a file that describes jobs of a batch system (`slurm.yaml`, see `jobfile.read`).
     workers : int, optional
         Local processes; as many as cores by default.
     threads : int, optional
@@ -165,13 +141,15 @@ def connect(
         Bytes that one worker may use; an equal share of the machine by default.
     access : Access
         Who may reach the workers.
+    quiet : bool
+        Do not say what jobs are waited for.
 
     Yields
     ------
     Connection
         The workers.
     """
-    connection = _connection(scheduler, workers, threads, memory, access)
+    connection = _connection(scheduler, workers, threads, memory, access, quiet)
     interrupted = False
     try:
         yield connection
@@ -186,7 +164,7 @@ def connect(
 
 
 def _connection(
-    scheduler: str, workers: int | None, threads: int | None, memory: int | None, access: Access
+    scheduler: str, workers: int | None, threads: int | None, memory: int | None, access: Access, quiet: bool
 ) -> Connection:
     if scheduler == "threads":
         count = threads or workers or _cores()
@@ -197,10 +175,16 @@ def _connection(
         each = memory or machine_memory() // workers
         where = f"{workers} local worker{'s' * (workers > 1)} of {threads} thread{'s' * (threads > 1)}"
         return Connection(partial(_local, workers, threads, each, access), workers, threads, each, where)
+    given = {"--workers": workers, "--threads": threads, "--memory": memory}
+    names = ", ".join(name for name, value in given.items() if value)
+    if scheduler.endswith((".yaml", ".yml")):
+        if names:
+            raise TomoscaleError(f"scheduler {scheduler}: the file says what its jobs are; leave out {names}")
+        found = jobfile.read(scheduler)
+        start = partial(_queued, found, access, quiet)
+        return Connection(start, found.workers, found.threads, found.memory, found.where)
     if "://" in scheduler:
-        given = {"--workers": workers, "--threads": threads, "--memory": memory}
-        if any(given.values()):
-            names = ", ".join(name for name, value in given.items() if value)
+        if names:
             raise TomoscaleError(f"scheduler {scheduler}: its workers are there already; leave out {names}")
         client = remote.connected(scheduler, access)
         try:
@@ -211,7 +195,8 @@ def _connection(
         connection._stack.enter_context(client)
         return connection
     raise TomoscaleError(
-        f"scheduler {scheduler!r}; expected local, threads, or an address such as tls://host:8786"
+        f"scheduler {scheduler!r}; expected local, threads, an address such as tls://host:8786, or a file of jobs "
+        "such as slurm.yaml"
     )
 
 
@@ -265,6 +250,14 @@ def _processes(workers: int, threads: int, memory: int, dashboard: bool) -> Any:
     raise AssertionError("unreachable")
 
 
+def _queued(found: jobfile.Jobs, access: Access, quiet: bool, stack: ExitStack, lanes: int) -> Started:
+    import dask
+
+    stack.enter_context(dask.config.set(SETTINGS))
+    client = jobs.start(found, access, stack, lanes, quiet=quiet)
+    return _of(client, access.dashboard, found.patience_s)
+
+
 def of_client(client: Any) -> Connection:
     """
     Use the workers of a Dask client.
@@ -301,9 +294,10 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _of(client: Any, dashboard: bool = True) -> Started:
+def _of(client: Any, dashboard: bool = True, alone_s: float = remote.ALONE_S) -> Started:
     executor = client.get_executor(pure=False, retries=0)
-    return Started(executor, client.dashboard_link if dashboard else None, remote.Pulse(client).trouble)
+    pulse = remote.Pulse(client, alone_s)
+    return Started(executor, client.dashboard_link if dashboard else None, pulse.trouble)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ def cut(
     fixed: int = 0,
     edge: int = 128,
     whole: Sequence[int] = (),
+    unit: Sequence[int] | None = None,
 ) -> Cubes:
     """
     Choose how to cut a volume: the way that decodes least and keeps all threads busy, of those that fit.
@@ -95,6 +96,8 @@ def cut(
         Edge of a stored chunk of the output.
     whole : sequence of int
         Axes that are not cut.
+    unit : sequence of int, optional
+        Edges of the smallest block, whole stored chunks; one chunk by default.
 
     Returns
     -------
@@ -112,7 +115,8 @@ def cut(
     allowed = min(allowed, volume.most_bytes)
     best: tuple[tuple[float, float], Cubes] | None = None
     smallest = math.inf
-    for edges in _ways(volume.shape, stored, whole):
+    smallest_block = stored if unit is None else tuple(map(min, unit, volume.shape))
+    for edges in _ways(volume.shape, smallest_block, whole):
         cubes = Cubes(volume.shape, edges, stored, volume.halo)
         voxels = math.prod(min(e, n) for e, n in zip(edges, volume.shape, strict=True))
         chunk = math.prod(volume.chunks) * volume.dtype.itemsize

@@ -32,7 +32,7 @@ class How:
     memory: str | None = None
     "Memory of one worker, 8GB say; an equal share of the machine by default."
     scheduler: str = "local"
-    "`local` processes, `threads` of this process, or the address of a Dask scheduler."
+    "`local` processes, `threads` of this process, the address of a Dask scheduler, or a file of jobs (slurm.yaml)."
     certificates: Path | None = None
     "Folder with ca.pem, cert.pem and key.pem for a scheduler at tls://."
     insecure: bool = False
@@ -103,7 +103,10 @@ def split(function: Callable[..., Any], given: Sequence[Any], how: How) -> tuple
         return (), Path(given[0])
     if Volume in members(get_type_hints(function)[data[0].name]):
         name = function.command.replace(" ", "-")  # type: ignore[attr-defined]
-        return (_region(given[0], how.roi), *given[1:]), how.output or _beside(str(given[0]), name)
+        volume = _region(given[0], how.roi)
+        if getattr(function, "joins", False):
+            return (volume, *given[1:]), how.output or _around(given[0], volume, name)
+        return (volume, *given[1:]), how.output or _beside(str(given[0]), name)
     if len(given) < 2:
         raise TomoscaleError(f"{function.command}: give one or more sources, then the output")  # type: ignore[attr-defined]
     return (given[:-1],), Path(given[-1])
@@ -126,6 +129,7 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
         threads=how.threads,
         memory=how.memory_bytes,
         access=how.access,
+        quiet=how.quiet,
     ) as workers:
         with blocks.planned_for(workers.block_bytes, workers.slots, workers.most_block_bytes), bad_input():
             result = function(*data, **options)
@@ -141,6 +145,17 @@ def execute(function: Callable[..., Any], given: Sequence[Any], options: dict[st
             keep_going=how.on_error == "continue",
             connection=workers,
         )
+
+
+def _around(source: Any, volume: Any, name: str) -> Path:
+    """Return the group of a volume, as the user gave it, to which a result is added."""
+    if not getattr(volume, "is_ours", False):
+        why = "a part of it" if hasattr(volume, "inner") else "not made by tomoscale"
+        raise TomoscaleError(
+            f"{name}: {source}: {why}, so nothing is added to it; give another output with -o"
+        )
+    paths = (Path(source), *Path(source).parents)
+    return next((p for p in paths if p.samefile(volume.group)), volume.group)
 
 
 def _beside(source: str, name: str) -> Path:

@@ -231,14 +231,7 @@ class Job:
         DamagedError
             The record lacks an object: nothing is called complete that is not.
         """
-        done = self.finished()
-        for name, of_array in files.items():
-            lacking = set(of_array.keys()) - set(done.get(name, ()))
-            if lacking:
-                raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
-            array = self.root / name
-            recorded = [done[name][key] for key in of_array.keys()]  # a damaged line may name something else
-            manifest.write(array, [*recorded, measure(array / "zarr.json", "zarr.json")])
+        self._write_manifests(files)
         store.create_group(self.root, attributes)
         groups = {p for name in files for p in PurePosixPath(name).parents}
         keys = [str(g / "zarr.json") for g in groups] + [f"{name}/{manifest.FILE}" for name in files]
@@ -253,6 +246,16 @@ class Job:
             self.target / FOLDER, ignore_errors=True
         )  # files that are open elsewhere may stay on NFS
         shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _write_manifests(self, files: Mapping[str, ChunkFiles]) -> None:
+        done = self.finished()
+        for name, of_array in files.items():
+            lacking = set(of_array.keys()) - set(done.get(name, ()))
+            if lacking:
+                raise DamagedError(f"{self.target}: {len(lacking)} objects of {name} were never recorded")
+            array = self.root / name
+            recorded = [done[name][key] for key in of_array.keys()]  # a damaged line may name something else
+            manifest.write(array, [*recorded, measure(array / "zarr.json", "zarr.json")])
 
     # ------------------------------------------------------------ blocks
 

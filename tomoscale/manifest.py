@@ -15,19 +15,21 @@ from pathlib import Path
 import google_crc32c
 
 from tomoscale.errors import DamagedError
-from tomoscale.objects import PARTIAL, Stored, sync_folder
+from tomoscale.objects import PARTIAL, Stored, checksum, measure, sync_folder, write_object
 from tomoscale.record import is_inside
 
 FILE = ".manifest.jsonl"
+NEXT = ".manifest-next.jsonl"
+"""That of a group to which arrays are being added: it counts as soon as the group's metadata are those it lists."""
 
 
-def write(node: Path, objects: Iterable[Stored]) -> None:
+def write(node: Path, objects: Iterable[Stored], name: str = FILE) -> None:
     """
     Write length and checksum of every stored object, keyed, so that a swap of two is seen.
 
     The last line, with an empty key, is length and checksum of the lines before it.
     """
-    path = node / FILE
+    path = node / name
     temporary = path.with_name(path.name + PARTIAL)
     lines = b"".join(json.dumps(stored).encode() + b"\n" for stored in sorted(objects))
     with open(temporary, "wb") as file:
@@ -47,15 +49,57 @@ def read(node: Path) -> dict[str, Stored]:
     DamagedError
         It is missing, or is not what was written.
     """
+    return _read(node / (NEXT if _next_counts(node) else FILE))
+
+
+def extend(group: Path, attributes: bytes, objects: Iterable[Stored]) -> None:
+    """
+    Replace metadata and manifest of a complete group together: whenever it is looked at, one fits the other.
+
+    Parameters
+    ----------
+    group : Path
+        The group.
+    attributes : bytes
+        Its new `zarr.json`.
+    objects : iterable of Stored
+        What the group consists of then, but for its `zarr.json`.
+    """
+    _settle(group)
+    changed = Stored("zarr.json", len(attributes), checksum(attributes))
+    write(group, [*objects, changed], NEXT)
+    write_object(group / "zarr.json", [attributes])  # from here on the next manifest counts
+    sync_folder(group)
+    _settle(group)
+
+
+def _settle(group: Path) -> None:
+    """Give a next manifest that counts its name; a run may have been killed before it did."""
+    if _next_counts(group):
+        os.replace(group / NEXT, group / FILE)
+    else:
+        (group / NEXT).unlink(missing_ok=True)
+    sync_folder(group)
+
+
+def _next_counts(node: Path) -> bool:
+    """Tell whether the next manifest is that of the group as it is."""
     try:
-        is_file = stat.S_ISREG((node / FILE).lstat().st_mode)
-        raw = (node / FILE).read_bytes() if is_file else b""
+        return _read(node / NEXT)["zarr.json"] == measure(node / "zarr.json", "zarr.json")
+    except (DamagedError, KeyError, OSError):
+        return False
+
+
+def _read(path: Path) -> dict[str, Stored]:
+    try:
+        is_file = stat.S_ISREG(path.lstat().st_mode)
+        raw = path.read_bytes() if is_file else b""
     except FileNotFoundError:
-        raise DamagedError(f"{node / FILE}: missing") from None
+        raise DamagedError(f"{path}: missing") from None
     except OSError as error:
-        raise DamagedError(f"{node / FILE}: cannot be read: {error.strerror}") from None
+        raise DamagedError(f"{path}: cannot be read: {error.strerror}") from None
     if not is_file:
-        raise DamagedError(f"{node / FILE}: no regular file")
+        raise DamagedError(f"{path}: no regular file")
     try:
         lines = raw.splitlines(keepends=True)
         *objects, check = (Stored(*json.loads(line)) for line in lines)
@@ -65,4 +109,4 @@ def read(node: Path) -> dict[str, Stored]:
             return {s.key: s for s in objects}
     except (IndexError, ValueError, TypeError, RecursionError):
         pass
-    raise DamagedError(f"{node / FILE}: its bytes have changed")
+    raise DamagedError(f"{path}: its bytes have changed")

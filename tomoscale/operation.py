@@ -38,7 +38,9 @@ class Origin:
         return self.operation + (f" of {path}" if path else "")
 
 
-def operation(command: str, *, instead: Any = None, outcome: Any = None) -> Callable[[Function], Function]:
+def operation(
+    command: str, *, instead: Any = None, outcome: Any = None, joins: bool = False
+) -> Callable[[Function], Function]:
     """
     Make a function an operation.
 
@@ -54,6 +56,8 @@ def operation(command: str, *, instead: Any = None, outcome: Any = None) -> Call
     outcome : function, optional
         Figures of a written result by their names, from its path: what a search for parameters compares. The
         result must have `labels` of the shape of the first input; their outlines are drawn on it.
+    joins : bool
+        Whether the command adds the result to the group of its input, unless another output is given.
     """
 
     def decorate(function: Function) -> Function:
@@ -75,6 +79,7 @@ def operation(command: str, *, instead: Any = None, outcome: Any = None) -> Call
 
         call.command = command  # type: ignore[attr-defined]
         call.instead = instead  # type: ignore[attr-defined]
+        call.joins = joins  # type: ignore[attr-defined]
         if outcome is not None:
             call.outcome = outcome  # type: ignore[attr-defined]
         return call  # type: ignore[return-value]

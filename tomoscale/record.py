@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,7 +48,8 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     -------
     dict or None
         `complete`; and of a complete result `arrays` (names below the group) and `history` (operation,
-        parameters, inputs and versions of every step), of the types that are expected of them.
+        parameters, inputs and versions of every step; `arrays` of one that added some later), of the types that are
+        expected of them.
 
     Raises
     ------
@@ -71,6 +73,14 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     return {**record, "complete": complete, "arrays": arrays, "history": history}
 
 
+def added_steps(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the steps of a result's history that added arrays to it when it was complete: the last ones."""
+    n = len(history)
+    while n and "arrays" in history[n - 1]:
+        n -= 1
+    return list(history[n:])
+
+
 def tables_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Return length and checksum of the tables beside a result, by name; none if its attributes are damaged."""
     try:
@@ -86,8 +96,11 @@ def _is_step(step: Any) -> bool:
         return False
     groups = [step.get(name, {}) for name in ("parameters", "inputs", "versions")]
     figures = [step.get(name, 0) for name in ("seconds", "peak_bytes")]
+    added = step.get("arrays", [])
     return (
         all(isinstance(g, dict) for g in groups)
+        and isinstance(added, list)
+        and all(map(is_inside, added))
         and all(type(f) in (int, float) and math.isfinite(f) and f >= 0 for f in figures)
         and all(_is_identity(i) for i in groups[1].values())
     )

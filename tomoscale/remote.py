@@ -105,10 +105,12 @@ class Pulse:
     ----------
     client : distributed.Client
         Connected.
+    alone_s : float
+        Seconds without any worker after which a run gives up.
     """
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    def __init__(self, client: Any, alone_s: float = ALONE_S) -> None:
+        self.client, self.alone_s = client, alone_s
         self._answer: Future[dict[str, float] | None] | None = None
         self._last = self._asked = time.monotonic()
         self._waited_s = self._silent_s = self._alone_s = 0.0
@@ -135,8 +137,8 @@ class Pulse:
                     self._listen(workers)
         if self._silent_s > SILENT_S:
             return f"the scheduler has not answered for {SILENT_S:.0f} s"
-        if self._alone_s > ALONE_S:
-            return f"no workers were left for {ALONE_S:.0f} s"
+        if self._alone_s > self.alone_s:
+            return f"no workers were left for {self.alone_s:.0f} s"
         return None
 
     def _listen(self, workers: dict[str, float]) -> None:

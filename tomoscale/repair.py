@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 from tomoscale import blocks, cluster, manifest, metadata, run, store
+from tomoscale.cluster import Connection
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.journal import Job
 from tomoscale.objects import Stored
 from tomoscale.plan import check_place
-from tomoscale.record import record_of
+from tomoscale.record import added_steps, record_of
 from tomoscale.result import Result
 
 
@@ -47,17 +49,35 @@ def make_again(path: Path, damaged: set[str], *, quiet: bool = False) -> None:
             raise TomoscaleError(
                 f"{path}: the record of how it was made (zarr.json) is damaged; run its command again with --overwrite"
             )
-        made = _made_again(path, (record_of(path) or {}).get("history", [])[-1:])
-        result = Result.of(made)
-        header = result.header()
-        intact = {
-            name: [o for o in _recorded(path / name) if f"{name}/{o.key}" not in damaged]
-            for name, array in header["arrays"].items()
-            if _is_laid_out(path / name, array)
-        }
-        check_place(path, [])
-        Job(path.absolute()).reopen(header, intact)
-        run.write(made, path, quiet=quiet, connection=workers)
+        history = (record_of(path) or {}).get("history", [])
+        later = added_steps(history)
+        added = [f"{name}/" for step in later for name in step["arrays"]]
+        if not all(name.startswith(tuple(added)) for name in damaged):
+            # What was added is made of the rest: it is removed first, and made again at the end.
+            for name in added:
+                shutil.rmtree(path / name, ignore_errors=True)
+            _make_rest_again(path, history[: len(history) - len(later)], damaged, workers, quiet)
+            damaged = set(added)
+        for step in later:
+            if any(name.startswith(tuple(f"{n}/" for n in step["arrays"])) for name in damaged):
+                run.write(_made_again(path, [step]), path, overwrite=True, quiet=quiet, connection=workers)
+
+
+def _make_rest_again(
+    path: Path, history: list[dict[str, Any]], damaged: set[str], workers: Connection, quiet: bool
+) -> None:
+    """Compute what is damaged of the arrays that the last step of a history made."""
+    made = _made_again(path, history[-1:])
+    result = Result.of(made)
+    header = result.header()
+    intact = {
+        name: [o for o in _recorded(path / name) if f"{name}/{o.key}" not in damaged]
+        for name, array in header["arrays"].items()
+        if _is_laid_out(path / name, array)
+    }
+    check_place(path, [])
+    Job(path.absolute()).reopen(header, intact)
+    run.write(made, path, quiet=quiet, connection=workers)
 
 
 def _is_laid_out(folder: Path, array: dict[str, Any]) -> bool:

@@ -171,14 +171,36 @@ class Result:
         """Detector files that are read."""
         return list(dict.fromkeys(f for a in self.lazy.values() for f in _facts(a).get("files", ())))
 
-    def image(self) -> tuple[str, dict[str, Any]] | None:
-        """Return the array that viewers are to show, and what its maker said of it."""
-        for name, array in self.lazy.items():
-            if "image" in _facts(array):
-                return name, _facts(array)
+    @property
+    def joins(self) -> Path | None:
+        """The complete result that these arrays belong to, if they may be added to it."""
+        return next((f["joins"] for a in self.lazy.values() if "joins" in (f := _facts(a))), None)
+
+    def axes_of(self, name: str) -> list[str] | None:
+        """Return the names of the axes of an array: of an image, and of what has one value for each of its pixels."""
+        facts = _facts(self.arrays[name])
+        if "multiscale" in facts:
+            return [axis["name"] for axis in facts["multiscale"]["axes"]]
+        for image in self.lazy.values():
+            kind = _facts(image).get("image")
+            if kind and image.shape == self.arrays[name].shape:
+                return [axis["name"] for axis in store.AXES[kind]]
         return None
 
-    def scale(self, root: Path) -> tuple[float, float, float]:
+    def ome(self, root: Path, *, alone: bool = True) -> dict[str, Any]:
+        """Return what viewers read, of the arrays below a folder; nothing where no image is stated."""
+        for name, array in self.lazy.items():
+            facts = _facts(array)
+            if "multiscale" in facts:
+                whole = facts["multiscale"]
+                own = [d for d in whole["datasets"] if d["path"] in self.arrays or not alone]
+                return {"ome": {"version": "0.5", "multiscales": [{**whole, "datasets": own}]}}
+            if "image" in facts:
+                scale = facts.get("scale") or self._scale(root)
+                return store.ome_image(name, facts["image"], scale, facts.get("unit"))
+        return {}
+
+    def _scale(self, root: Path) -> tuple[float, float, float]:
         """Return degrees per frame where the angles are known; pixels have no unit."""
         if "omega" not in self.arrays:
             return 1.0, 1.0, 1.0

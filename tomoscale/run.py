@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tomoscale import blocks, cluster, lock, store, worker
+from tomoscale.addition import Addition
 from tomoscale.chunks import ChunkFiles
 from tomoscale.cluster import Connection
 from tomoscale.errors import BlocksFailedError, TomoscaleError
@@ -81,8 +83,9 @@ def write(
     target = Path(path)
     writing = _Writing(Result.of(result), target, quiet)
     inputs = [Path(i["path"]) for i in writing.origin.inputs.values() if "path" in i]
-    check_place(target, [store.outermost_group(i) or i for i in inputs], writing.result.files)
-    check_replaced(target, overwrite or dry_run)
+    sources = [store.outermost_group(i) or i for i in inputs if not writing.is_addition]
+    check_place(target, sources, writing.result.files)
+    writing.check_replaced(overwrite or dry_run)
     if writing.result.tables:
         check_table(target, writing.job.root)
     with interruptible(), cluster.current(connection) as workers:
@@ -133,13 +136,21 @@ class _Writing:
         self.result, self.quiet = result, quiet
         self.origin = result.origin
         self.plan = Plan.of(result)
-        self.job = Job(target.absolute())
+        self.is_addition = result.joins == Path(os.path.realpath(target))
+        self.job = Addition(result.joins) if self.is_addition else Job(target.absolute())  # type: ignore[arg-type]
         self.begin = time.monotonic()
         self.peak_bytes = 0
         self.found: dict[str, Any] = {}
         self.tables: dict[str, list[int]] = {}
         self.is_new = False
         self.parts = 1
+
+    def check_replaced(self, allowed: bool) -> None:
+        """Refuse to replace what exists, unless that is allowed."""
+        if isinstance(self.job, Addition):
+            self.job.check_replaced(list(self.result.arrays), allowed)
+        else:
+            check_replaced(self.job.target, allowed)
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -180,7 +191,7 @@ class _Writing:
             for name, array in {**first, **self.result.small}.items():
                 stored = retried(files[name].write, (0,) * array.ndim, array)
                 retried(self.job.append, name, {name: stored})
-            check_replaced(self.job.target, overwrite)  # hours later: something else may have its name now
+            self.check_replaced(overwrite)  # hours later: something else may have its name now
             self.write_tables(graph)
             with interruptible() as signals, signals.noted():
                 self.job.finish(files, self.attributes())
@@ -201,15 +212,15 @@ class _Writing:
 
     def create(self) -> dict[str, ChunkFiles]:
         """Create the groups and the arrays, marked incomplete."""
-        root, image = self.job.root, self.result.image()
+        root = self.job.root
         store.create_group(root, {"tomoscale": {"complete": False}})
         files = {}
         for name, array in self.result.arrays.items():
             for parent in list(Path(name).parents)[:-1]:
                 store.create_group(root / parent, {})
-            names = [a["name"] for a in store.AXES[image[1]["image"]]] if image and image[0] == name else None
+            axes = self.result.axes_of(name)
             files[name] = store.create_array(
-                root / name, array.shape, array.dtype, stored_chunks(array), names
+                root / name, array.shape, array.dtype, stored_chunks(array), axes
             )
         return files
 
@@ -286,14 +297,4 @@ class _Writing:
             **({"found": self.found} if self.found else {}),
             **({"tables": self.tables} if self.tables else {}),
         }
-        found: dict[str, Any] = {"tomoscale": record}
-        image = self.result.image()
-        if image:
-            name, facts = image
-            found |= store.ome_image(
-                name,
-                facts["image"],
-                facts.get("scale") or self.result.scale(self.job.root),
-                facts.get("unit"),
-            )
-        return found
+        return {"tomoscale": record, **self.result.ome(self.job.root, alone=not self.is_addition)}

@@ -30,6 +30,7 @@ __all__ = [
     "create_array",
     "create_group",
     "crop",
+    "group_document",
     "ome_image",
     "open_volume",
     "outermost_group",
@@ -191,7 +192,12 @@ def create_group(folder: Path, attributes: Mapping[str, Any]) -> None:
     """Create or replace the metadata of a group, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(folder.parent)
-    write_json(folder / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
+    write_json(folder / "zarr.json", group_document(attributes))
+
+
+def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata document of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
 def create_array(

@@ -180,7 +180,10 @@ class StoredVolume(Volume):
     def history(self) -> list[dict[str, Any]]:
         if self.group is None:
             return []
-        return list((record.record_of(self.group) or {}).get("history", []))
+        steps = (record.record_of(self.group) or {}).get("history", [])
+        name = self.path.relative_to(self.group).as_posix()
+        added = record.added_steps(steps)  # other arrays, perhaps
+        return [*steps[: len(steps) - len(added)], *(s for s in added if name in s["arrays"])]
 
     def identity(self) -> dict[str, Any]:
         return {"path": str(self.path), **super().identity()}

@@ -26,6 +26,8 @@ _HOME = {
     "clipped_tables": "_clahe",
     "cluster_labels": "_kmeans",
     "cluster_sums": "_kmeans",
+    "coarse_labels": "_coarse",
+    "coarse_means": "_coarse",
     "confusion": "_histograms",
     "frame_median": "_frame_median",
     "clean_frames": "_clean_frames",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
@@ -108,3 +110,31 @@ def grow(
     structure = ndimage.generate_binary_structure(3, 1 if connectivity == 6 else 3)
     labels, _ = ndimage.label((frames >= low) & (frames <= high), structure)
     return (labels == labels[place]) & (labels > 0)
+
+
+def coarse_means(values: NDArray, factors: tuple[int, int, int]) -> NDArray:
+    """Mean of the voxels that lie in each coarse one and are not NaN; integers are rounded, to even where in doubt."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that of nothing, which stays NaN
+        means = np.nanmean(_cells(values.astype(np.float64), factors), axis=-1)
+    return (np.rint(means) if values.dtype.kind in "iu" else means).astype(values.dtype)
+
+
+def coarse_labels(labels: NDArray, factors: tuple[int, int, int]) -> NDArray:
+    """The most frequent label in each coarse voxel; of several 0 last, else the smallest first."""
+
+    def most_frequent(cell: NDArray) -> float:
+        found, counts = np.unique(cell[~np.isnan(cell)], return_counts=True)
+        return min(zip(-counts, found == 0, found, strict=True))[2]
+
+    cells = _cells(labels.astype(np.float64), factors)
+    return np.apply_along_axis(most_frequent, -1, cells).astype(labels.dtype)
+
+
+def _cells(values: NDArray, factors: tuple[int, int, int]) -> NDArray:
+    """Voxels of every coarse voxel along the last axis, NaN beyond the end."""
+    beside = [(0, -n % f) for n, f in zip(values.shape, factors, strict=True)]
+    padded = np.pad(values, beside, constant_values=np.nan)
+    split = [n for length, f in zip(padded.shape, factors, strict=True) for n in (length // f, f)]
+    cells = padded.reshape(split).transpose(0, 2, 4, 1, 3, 5)
+    return cells.reshape(*cells.shape[:3], -1)
