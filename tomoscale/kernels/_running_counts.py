@@ -27,6 +27,8 @@ MOVES = 2
 """Moves of the ladders in one window before the run is given up."""
 MOST = 248
 """Frames of a piece at most: eight-bit counts hold 255."""
+ONE, FOUR, EIGHT = np.uint64(LANES), np.uint64(4 * LANES), np.uint64(8 * LANES)
+"""Lanes of some rows; unsigned, since an index that may be negative is asked about."""
 SIGN = 128
 """Codes are stored as signed numbers, 128 less: AVX2 compares these in one instruction, unsigned ones in two."""
 
@@ -40,7 +42,7 @@ class Ladder(NamedTuple):
     )
     under_lower: Any  # rungs not above the lower and the upper middle
     under_upper: Any
-    rung: Any  # work space: two rungs at a time, as stored
+    rung: Any  # work space: the codes of all rungs, as stored
 
 
 def new_ladder(key: Any, n_slots: int) -> Ladder:
@@ -52,7 +54,7 @@ def new_ladder(key: Any, n_slots: int) -> Ladder:
         np.empty((n_slots + 1, RUNGS, LANES), np.uint8),
         np.zeros(LANES, np.uint16),
         np.zeros(LANES, np.uint16),
-        np.zeros((2, LANES), np.int8),
+        np.zeros((RUNGS, LANES), np.int8),
     )
 
 
@@ -67,22 +69,29 @@ def rest_on(ladder, median):  # type: ignore[no-untyped-def]
 
 @part
 def find_feet(ladder, codes):  # type: ignore[no-untyped-def]
-    """Centre the ladders on the lower median of the codes: by bisection."""
-    foot, probe, other = ladder.foot, ladder.rung[0], ladder.rung[1]
-    count, below = ladder.under_lower, ladder.of_piece[ladder.of_piece.shape[0] - 1]
+    """Centre the ladders on the lower median of the codes: two bits at a time, by three thresholds."""
+    foot, count = ladder.foot, ladder.under_lower
+    probes, below = ladder.rung[:4], ladder.of_piece[ladder.of_piece.shape[0] - 1][:4]
     rank = np.uint16((codes.shape[0] - 1) // 2)
+    total = ladder.below[:4]
     foot[:] = 0
-    other[:] = 0
-    for bit in range(7, -1, -1):
-        for j in range(LANES):
-            probe[j] = np.int8(np.uint8(foot[j] + np.uint8(1 << bit)) ^ np.uint8(SIGN))
-        count[:] = 0
-        for first in range(0, codes.shape[0], MOST):
-            _count_below_two(codes[first : first + MOST], probe, other, below[0], below[1])
+    for bit in range(6, -1, -2):
+        for i in range(4):  # the fourth is the first of the next higher bits, and not asked for
             for j in range(LANES):
-                count[j] += below[0, j]
+                probes[i, j] = np.int8(np.uint8(foot[j] + np.uint8(i << bit)) ^ np.uint8(SIGN))
+        total[:] = 0
+        for first in range(0, codes.shape[0], MOST):
+            rows = codes[first : first + MOST]
+            _count_below(rows.reshape(-1), probes.reshape(-1), below.reshape(-1))
+            for i in range(1, 4):
+                for j in range(LANES):
+                    total[i, j] += below[i, j]
+        count[:] = 0
+        for i in range(1, 4):
+            for j in range(LANES):
+                count[j] += total[i, j] <= rank
         for j in range(LANES):
-            foot[j] += np.uint8(1 << bit) if count[j] <= rank else np.uint8(0)
+            foot[j] += np.uint8(np.uint8(count[j]) << np.uint8(bit))
     for j in range(LANES):
         foot[j] = np.uint8(min(max(np.int32(foot[j]) - np.int32(RUNGS // 2), 0), 255 - RUNGS))
 
@@ -138,39 +147,60 @@ def _enter(ladder, pieces, begin, end, codes, origin):  # type: ignore[no-untype
 @part
 def _count(ladder, rows, counts):  # type: ignore[no-untyped-def]
     """Count the codes below every rung."""
-    first, second = ladder.rung[0], ladder.rung[1]
-    for r in range(0, RUNGS, 2):
+    for r in range(RUNGS):
         for j in range(LANES):
-            code = np.uint8(ladder.foot[j] + np.uint8(r)) ^ np.uint8(SIGN)
-            first[j] = np.int8(code)
-            second[j] = np.int8(code + np.uint8(1))
-        _count_below_two(rows, first, second, counts[r], counts[r + 1])
+            ladder.rung[r, j] = np.int8(np.uint8(ladder.foot[j] + np.uint8(r)) ^ np.uint8(SIGN))
+    _count_below(rows.reshape(-1), ladder.rung.reshape(-1), counts.reshape(-1))
 
 
 @called
-def _count_below_two(rows, first, second, below_first, below_second):  # type: ignore[no-untyped-def]
-    """Count the rows below two thresholds at a time: that loads each row half as often."""
-    below_first[:] = 0
-    below_second[:] = 0
-    n = rows.shape[0]
-    k = 0
-    # Eight rows for one visit of the counts: one row at a time mostly loads and stores those (3x slower).
-    while k + 8 <= n:
-        r0, r1, r2, r3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
-        r4, r5, r6, r7 = rows[k + 4], rows[k + 5], rows[k + 6], rows[k + 7]
-        for j in range(LANES):
-            a, b, c, d, e, f, g, h = r0[j], r1[j], r2[j], r3[j], r4[j], r5[j], r6[j], r7[j]
-            t = first[j]
-            below_first[j] += (a < t) + (b < t) + (c < t) + (d < t) + (e < t) + (f < t) + (g < t) + (h < t)
-            t = second[j]
-            below_second[j] += (a < t) + (b < t) + (c < t) + (d < t) + (e < t) + (f < t) + (g < t) + (h < t)
-        k += 8
+def _count_below(rows, thresholds, below):  # type: ignore[no-untyped-def]
+    """
+    Count, lane by lane, the rows below each of some thresholds: four, or a multiple.
+
+    Eight rows are held against four thresholds for one visit of the counts, and against all while they are in the
+    cache: 2.5 -> 1.5 µs for 50 rows, 27 -> 6 µs for 248. All arrays are flat, so that the compiler knows where lines
+    lie and need not ask whether they overlap.
+    """
+    n = np.uint64(rows.size)
+    for j in range(below.size):
+        below[j] = 0
+    k = np.uint64(0)
+    while k + EIGHT <= n:
+        row = rows[k : k + EIGHT]
+        i = np.uint64(0)
+        while i < np.uint64(thresholds.size):
+            limit, count = thresholds[i : i + FOUR], below[i : i + FOUR]
+            for j in range(LANES):
+                a, b, c, d = row[j], row[j + LANES], row[j + 2 * LANES], row[j + 3 * LANES]
+                e, f, g, h = (
+                    row[j + 4 * LANES], row[j + 5 * LANES], row[j + 6 * LANES], row[j + 7 * LANES]
+                )  # fmt: skip
+                t = limit[j]
+                count[j] += (a < t) + (b < t) + (c < t) + (d < t) + (e < t) + (f < t) + (g < t) + (h < t)
+                t = limit[j + LANES]
+                count[j + LANES] += (
+                    (a < t) + (b < t) + (c < t) + (d < t) + (e < t) + (f < t) + (g < t) + (h < t)
+                )
+                t = limit[j + 2 * LANES]
+                count[j + 2 * LANES] += (
+                    (a < t) + (b < t) + (c < t) + (d < t) + (e < t) + (f < t) + (g < t) + (h < t)
+                )
+                t = limit[j + 3 * LANES]
+                count[j + 3 * LANES] += (
+                    (a < t) + (b < t) + (c < t) + (d < t) + (e < t) + (f < t) + (g < t) + (h < t)
+                )
+            i += FOUR
+        k += EIGHT
     while k < n:
-        row = rows[k]
-        for j in range(LANES):
-            below_first[j] += row[j] < first[j]
-            below_second[j] += row[j] < second[j]
-        k += 1
+        row = rows[k : k + ONE]
+        i = np.uint64(0)
+        while i < np.uint64(thresholds.size):
+            limit, count = thresholds[i : i + ONE], below[i : i + ONE]
+            for j in range(LANES):
+                count[j] += row[j] < limit[j]
+            i += ONE
+        k += ONE
 
 
 @part
