@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +231,51 @@ def test_killed_at_any_step_the_result_is_complete_and_the_same_command_goes_on(
         shutil.rmtree(path)
 
 
+def killed(*_args, **_options):
+    raise KilledError
+
+
+def test_levels_that_a_killed_run_moved_are_taken_away_by_one_that_makes_others(scan, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(manifest, "write_object", killed)
+        run.write(pyramid.levels(scan, side=12), scan, quiet=True)
+    assert (scan / "frames-4").exists()
+    (scan / ".zarr.json.1.2.partial").write_text("{")
+    run.write(pyramid.levels(scan, side=24), scan, overwrite=True, quiet=True)
+    assert sorted(p.name for p in scan.glob("frames*")) == ["frames", "frames-2"]
+    assert not list(scan.glob("*.partial"))
+    assert "intact" in verify(scan, quiet=True)
+
+
+def test_levels_can_be_replaced_after_a_run_was_killed_while_it_removed_its_record(scan, monkeypatch):
+    removed = shutil.rmtree
+
+    def killed_halfway(path, **options):
+        if (Path(path) / ".tomoscale").exists():
+            removed(Path(path) / ".tomoscale")
+            raise KilledError
+        removed(path, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(shutil, "rmtree", killed_halfway)
+        run.write(pyramid.levels(scan, side=12), scan, quiet=True)
+    run.write(pyramid.levels(scan, side=12), scan, overwrite=True, quiet=True)
+    assert "intact" in verify(scan, quiet=True)
+    assert not list(scan.parent.glob("*.incomplete")) and not list(scan.parent.glob(".*.replaced"))
+
+
+def test_a_repair_that_is_not_possible_takes_no_levels_away(scan):
+    out = run.write(otsu.scale(scan), scan.with_name("o.zarr"), quiet=True)
+    run.write(pyramid.levels(out, side=12), out, quiet=True)
+    name = record.record_of(out)["arrays"][0]
+    (out / name / "c/0/0/0").write_bytes(b"x")
+    shutil.rmtree(scan)
+    before = objects(out)
+    with pytest.raises(TomoscaleError):
+        verify(out, repair=True, quiet=True)
+    assert objects(out) == before
+
+
 def test_damage_to_levels_is_found_and_repaired_also_with_damage_to_the_rest(scan):
     assert command("pyramid", scan, "--side", 12) == 0
     before = {n: voxels(scan / n) for n in record.record_of(scan)["arrays"]}
@@ -287,6 +333,10 @@ def test_what_cannot_be_added_is_refused_and_nothing_changes(scan, tmp_path, cap
     ):
         assert command("pyramid", *line.split()) == 2, line
         assert expected in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, _mode: Path(path) != scan)
+        assert command("pyramid", "scan.zarr", "--side", 30) == 2
+        assert "scan.zarr: is not writable" in capsys.readouterr().err
     assert objects(tmp_path) == before
 
 
