@@ -94,7 +94,7 @@ def test_files_that_we_hand_out_are_understood(file, tmp_path):
         (f"jobqueue: {{local: {{{LOCAL}, worker-extra-args: a}}}}\ntomoscale: {{jobs: 1}}", "expected a list"),
         (f"jobqueue: {{local: {{{LOCAL}, worker-extra-args: [[a]]}}}}\ntomoscale: {{jobs: 1}}", "no lists in it"),
         ("jobqueue: {slurm: {walltime: 12:00:00}}\ntomoscale: {jobs: 1}", 'in quotes, "12:00:00"'),
-        (f"jobqueue: {{local: {{{LOCAL}, scheduler-options: {{security: 0}}}}}}\ntomoscale: {{jobs: 1}}", "security is not"),
+        (f"jobqueue: {{local: {{{LOCAL}, scheduler-options: {{security: 0}}}}}}\ntomoscale: {{jobs: 1}}", "security"),
         ("jobqueue: {local: {cores: 1, memory: 1GB, interface: [lo]}}\ntomoscale: {jobs: 1}", "interface of type list"),
         (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: 0x{'f' * 5000}}}", "jobs of type int; expected"),
         (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: {LISTS}}}", "jobs of type list; expected a number"),

@@ -236,9 +236,11 @@ def killed(*_args, **_options):
 
 
 def test_levels_that_a_killed_run_moved_are_taken_away_by_one_that_makes_others(scan, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(KilledError):
+    made = pyramid.levels(scan, side=12)
+    with monkeypatch.context() as patched:
         patched.setattr(manifest, "write_object", killed)
-        run.write(pyramid.levels(scan, side=12), scan, quiet=True)
+        with pytest.raises(KilledError):
+            run.write(made, scan, quiet=True)
     assert (scan / "frames-4").exists()
     (scan / ".zarr.json.1.2.partial").write_text("{")
     run.write(pyramid.levels(scan, side=24), scan, overwrite=True, quiet=True)
@@ -256,12 +258,14 @@ def test_levels_can_be_replaced_after_a_run_was_killed_while_it_removed_its_reco
             raise KilledError
         removed(path, **options)
 
-    with monkeypatch.context() as patched, pytest.raises(KilledError):
+    made = pyramid.levels(scan, side=12)
+    with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", killed_halfway)
-        run.write(pyramid.levels(scan, side=12), scan, quiet=True)
-    run.write(pyramid.levels(scan, side=12), scan, overwrite=True, quiet=True)
+        with pytest.raises(KilledError):
+            run.write(made, scan, quiet=True)
+    run.write(made, scan, overwrite=True, quiet=True)
     assert "intact" in verify(scan, quiet=True)
-    assert not list(scan.parent.glob("*.incomplete")) and not list(scan.parent.glob(".*.replaced"))
+    assert not [p for p in scan.parent.iterdir() if p.suffix in (".incomplete", ".replaced")]
 
 
 def test_a_repair_that_is_not_possible_takes_no_levels_away(scan):
