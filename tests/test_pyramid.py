@@ -344,6 +344,22 @@ def test_what_cannot_be_added_is_refused_and_nothing_changes(scan, tmp_path, cap
     assert objects(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "factors"),
+    [
+        ("scan", (9, 1, 9), (1, 1, 4)),
+        ("scan", (9, 9, 1), (1, 4, 1)),
+        ("volume", (1, 9, 9), (1, 4, 4)),
+        ("volume", (9, 1, 9), (4, 1, 4)),
+        ("volume", (9, 1, 1), (4, 1, 1)),
+    ],
+)
+def test_an_axis_of_one_pixel_stays_one_pixel(kind, shape, factors):
+    volume = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    coarsest = pyramid.levels(volume, side=4, kind=kind)["volume-4"]
+    np.testing.assert_array_equal(coarsest.compute(), reference.coarse_means(volume, factors), strict=True)
+
+
 def test_a_block_beyond_the_memory_is_refused_with_its_cost():
     with blocks.planned_for(1_000_000, 1), pytest.raises(TomoscaleError, match="the smallest block of a"):
         pyramid.levels(np.zeros((300, 300, 300), np.uint8), side=2)
