@@ -17,6 +17,8 @@ from tomoscale.cli import main
 from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
 
 LOCAL = "cores: 1, memory: 2GB, interface: lo"
+LISTS = "[&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)) + "]"
+"""Lists of the same lists, of 10^11 values in all."""
 DEPLOY = Path(__file__).parents[1] / "deploy"
 
 
@@ -83,13 +85,20 @@ def test_files_that_we_hand_out_are_understood(file, tmp_path):
         ("jobqueue: {local: {cores: 3, processes: 2}}\ntomoscale: {jobs: 1}", "3 cores for 2 processes"),
         ("jobqueue: {local: {cores: 1}}\ntomoscale: {jobs: 1}", "memory of one job is missing"),
         (f"jobqueue: {{local: {{{LOCAL}}}}}", "tomoscale is empty"),
-        (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: 0}}", "jobs '0'; expected a number, 1 at least"),
+        (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: 0}}", "jobs '0'; expected a number from 1"),
         (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{job: 1}}", "did you mean jobs"),
         (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: 1, patience: long}}", "patience 'long'"),
         ("jobqueue: {local: {cores: 1, memory: lots}}\ntomoscale: {jobs: 1}", "interface is missing"),
         ("jobqueue: {local: {cores: 1, memory: lots, interface: lo}}\ntomoscale: {jobs: 1}", "memory 'lots'"),
-        ("jobqueue: {local: {cores: 1, memory: 1GB, interface: x0}}\ntomoscale: {jobs: 1}", "x0 is not there"),
+        ("jobqueue: {local: {cores: 1, memory: 1GB, interface: x0}}\ntomoscale: {jobs: 1}", "interface 'x0'; expected"),
         (f"jobqueue: {{local: {{{LOCAL}, worker-extra-args: a}}}}\ntomoscale: {{jobs: 1}}", "expected a list"),
+        (f"jobqueue: {{local: {{{LOCAL}, worker-extra-args: [[a]]}}}}\ntomoscale: {{jobs: 1}}", "no lists in it"),
+        ("jobqueue: {slurm: {walltime: 12:00:00}}\ntomoscale: {jobs: 1}", 'in quotes, "12:00:00"'),
+        (f"jobqueue: {{local: {{{LOCAL}, scheduler-options: {{security: 0}}}}}}\ntomoscale: {{jobs: 1}}", "security"),
+        ("jobqueue: {local: {cores: 1, memory: 1GB, interface: [lo]}}\ntomoscale: {jobs: 1}", "interface of type list"),
+        (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: 0x{'f' * 5000}}}", "jobs of type int; expected"),
+        (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: {LISTS}}}", "jobs of type list; expected a number"),
+        (f"jobqueue: {{local: {{{LOCAL}}}}}\ntomoscale: {{jobs: 1}}\n#{'x' * 2**16}", "more than 65536 bytes"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_wrong_is_refused_in_words(text, expected):
@@ -114,6 +123,12 @@ def test_what_is_not_there_is_said_by_the_command(capsys, monkeypatch):
     assert main(["background", "scan.zarr", "--scheduler", file]) == 2
     assert "pip install 'tomoscale[jobqueue]'" in capsys.readouterr().err
     assert not list(Path().glob("scan-*"))
+
+
+@pytest.mark.parametrize("options", ["interface: lo", "host: 0.0.0.0", "contact_address: 10.0.0.1:8786"])
+def test_workers_are_taken_to_be_here_only_if_nobody_else_reaches_the_scheduler(options):
+    found = jobfile.read(described(options=f"{LOCAL}, scheduler-options: {{{options}}}"))
+    assert found.are_here == (options == "interface: lo")
 
 
 # ---------------------------------------------------------------- the jobs

@@ -181,6 +181,8 @@ def test_features_that_do_not_fit_are_refused_as_pytorch_refuses_them():
             receptive.weightless(layer)(x)
     with shapes.Shapes(), pytest.raises(RuntimeError):
         torch.cat((x, y), 1)
+    with shapes.Shapes(), pytest.raises(RuntimeError):
+        torch.nn.functional.interpolate(x[:, :, :1], scale_factor=0.5)  # to no pixel at all
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +231,55 @@ def test_killed_at_any_step_the_result_is_complete_and_the_same_command_goes_on(
         shutil.rmtree(path)
 
 
+def killed(*_args, **_options):
+    raise KilledError
+
+
+def test_levels_that_a_killed_run_moved_are_taken_away_by_one_that_makes_others(scan, monkeypatch):
+    made = pyramid.levels(scan, side=12)
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "write_object", killed)
+        with pytest.raises(KilledError):
+            run.write(made, scan, quiet=True)
+    assert (scan / "frames-4").exists()
+    (scan / ".zarr.json.1.2.partial").write_text("{")
+    run.write(pyramid.levels(scan, side=24), scan, overwrite=True, quiet=True)
+    assert sorted(p.name for p in scan.glob("frames*")) == ["frames", "frames-2"]
+    assert not list(scan.glob("*.partial"))
+    assert "intact" in verify(scan, quiet=True)
+
+
+def test_levels_can_be_replaced_after_a_run_was_killed_while_it_removed_its_record(scan, monkeypatch):
+    removed = shutil.rmtree
+
+    def killed_halfway(path, **options):
+        if (Path(path) / ".tomoscale").exists():
+            removed(Path(path) / ".tomoscale")
+            raise KilledError
+        removed(path, **options)
+
+    made = pyramid.levels(scan, side=12)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed_halfway)
+        with pytest.raises(KilledError):
+            run.write(made, scan, quiet=True)
+    run.write(made, scan, overwrite=True, quiet=True)
+    assert "intact" in verify(scan, quiet=True)
+    assert not [p for p in scan.parent.iterdir() if p.suffix in (".incomplete", ".replaced")]
+
+
+def test_a_repair_that_is_not_possible_takes_no_levels_away(scan):
+    out = run.write(otsu.scale(scan), scan.with_name("o.zarr"), quiet=True)
+    run.write(pyramid.levels(out, side=12), out, quiet=True)
+    name = record.record_of(out)["arrays"][0]
+    (out / name / "c/0/0/0").write_bytes(b"x")
+    shutil.rmtree(scan)
+    before = objects(out)
+    with pytest.raises(TomoscaleError):
+        verify(out, repair=True, quiet=True)
+    assert objects(out) == before
+
+
 def test_damage_to_levels_is_found_and_repaired_also_with_damage_to_the_rest(scan):
     assert command("pyramid", scan, "--side", 12) == 0
     before = {n: voxels(scan / n) for n in record.record_of(scan)["arrays"]}
@@ -287,7 +337,27 @@ def test_what_cannot_be_added_is_refused_and_nothing_changes(scan, tmp_path, cap
     ):
         assert command("pyramid", *line.split()) == 2, line
         assert expected in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, _mode: Path(path) != scan)
+        assert command("pyramid", "scan.zarr", "--side", 30) == 2
+        assert "scan.zarr: is not writable" in capsys.readouterr().err
     assert objects(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "factors"),
+    [
+        ("scan", (9, 1, 9), (1, 1, 4)),
+        ("scan", (9, 9, 1), (1, 4, 1)),
+        ("volume", (1, 9, 9), (1, 4, 4)),
+        ("volume", (9, 1, 9), (4, 1, 4)),
+        ("volume", (9, 1, 1), (4, 1, 1)),
+    ],
+)
+def test_an_axis_of_one_pixel_stays_one_pixel(kind, shape, factors):
+    volume = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    coarsest = pyramid.levels(volume, side=4, kind=kind)["volume-4"]
+    np.testing.assert_array_equal(coarsest.compute(), reference.coarse_means(volume, factors), strict=True)
 
 
 def test_a_block_beyond_the_memory_is_refused_with_its_cost():

@@ -21,7 +21,7 @@ from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
 from tomoscale.journal import Job
 from tomoscale.metadata import attributes_of, read_json
-from tomoscale.objects import measure, sync_folder
+from tomoscale.objects import PARTIAL, measure, sync_folder
 from tomoscale.record import added_steps, is_inside, record_of
 
 REPLACED = "replaced.json"
@@ -53,6 +53,8 @@ class Addition(Job):
             Not a complete result, or it has such arrays; of others than those added before whatever is allowed.
         """
         record = _complete(self.target)
+        if not os.access(self.target, os.W_OK | os.X_OK):
+            raise TomoscaleError(f"{self.target}: is not writable; give another output with -o")
         there = [n for n in names if n in record["arrays"]]
         added = {n for step in added_steps(record["history"]) for n in step["arrays"]}
         if there and not allowed:
@@ -68,7 +70,10 @@ class Addition(Job):
             )
 
     def _begin(self, header: Mapping[str, Any], overwrite: bool) -> bool:
-        self._tidy(_complete(self.target)["arrays"], list(header["arrays"]))
+        names = {*header["arrays"]}
+        with contextlib.suppress(TomoscaleError, TypeError):  # an unfinished run may have made other arrays
+            names |= {*read_json(self.folder / "job.json").get("arrays", ())}
+        self._tidy(_complete(self.target)["arrays"], list(filter(is_inside, names)))
         return super()._begin(header, overwrite)
 
     def _tidy(self, recorded: Sequence[str], names: Sequence[str]) -> None:
@@ -79,9 +84,11 @@ class Addition(Job):
             if name not in recorded and (name not in names or (self.root / name).exists()):
                 shutil.rmtree(self.target / name, ignore_errors=True)
         for name in names:
-            if name not in recorded and self.root.exists() and not (self.root / name).exists():
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(self.target / name, self.root / name)
+            was_moved = (self.target / name / manifest.FILE).exists() and not (self.root / name).exists()
+            if name not in recorded and self.root.exists() and was_moved:
+                os.rename(self.target / name, self.root / name)
+        for left in self.target.glob(f".*{PARTIAL}"):
+            left.unlink(missing_ok=True)
 
     def finish(self, files: Mapping[str, ChunkFiles], attributes: Mapping[str, Any]) -> None:
         """
@@ -112,7 +119,10 @@ class Addition(Job):
         keys = [f"{name}/{file}" for name in names for file in ("zarr.json", manifest.FILE)]
         objects = [*_others(self.target, []), *(measure(self.target / key, key) for key in keys)]
         _replace(self.target, _with(attributes_of(self.target), attributes), objects)
-        shutil.rmtree(self.root, ignore_errors=True)
+        # Under another name first: what a killed run leaves of it must be in nobody's way.
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        os.rename(self.root, self._replaced)
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
 
 def _remove(group: Path, names: Sequence[str]) -> None:

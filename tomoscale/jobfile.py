@@ -27,6 +27,10 @@ CLUSTERS = {
 OURS = ("jobs", "patience")
 MOST_BYTES = 2**16
 """Of a file that describes jobs."""
+MOST_JOBS = 100_000
+"""And cores, and processes: more than any machine has, and few enough to be counted with."""
+LISTENING = ("contact_address", "host", "interface", "port")
+"""What may be said of the scheduler; who may reach it is not said here."""
 PATIENCE = "24 h"
 
 
@@ -76,7 +80,8 @@ class Jobs:
     @property
     def are_here(self) -> bool:
         """Whether workers reach this process without leaving the machine."""
-        return {self.options.get("interface"), _interface(self.options)} == {"lo"}
+        elsewhere = {"contact_address", "host"} & {*self.options.get("scheduler_options", {})}
+        return not elsewhere and {self.options.get("interface"), _interface(self.options)} == {"lo"}
 
     @property
     def where(self) -> str:
@@ -134,7 +139,10 @@ def _loaded(path: str) -> Any:
 
     try:
         with open(path, "rb") as file:
-            return _mapping(path, "the file", yaml.safe_load(file.read(MOST_BYTES)))
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise TomoscaleError(f"{path}: more than {MOST_BYTES} bytes; expected a file that describes jobs")
+        return _mapping(path, "the file", yaml.safe_load(text))
     except OSError as error:
         raise TomoscaleError(
             f"scheduler {path}: {error.strerror}; expected a file that describes jobs"
@@ -142,7 +150,7 @@ def _loaded(path: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, TomoscaleError):
             raise
-        raise TomoscaleError(f"{path}: is no YAML file: {error}") from None
+        raise TomoscaleError(f"{path}: is no YAML file: {' '.join(str(error).split())}") from None
 
 
 def _mapping(path: str, name: str, value: Any) -> dict[Any, Any]:
@@ -173,9 +181,11 @@ def _options(path: str, system: str, given: Mapping[Any, Any]) -> dict[str, Any]
     _check_keys(path, f"an option of {system}", given, known)
     for name, value in given.items():
         if isinstance(known[name], list | dict) and not isinstance(value, type(known[name])):
-            raise TomoscaleError(
-                f"{path}: {name} {str(value)[:80]!r}; expected a {type(known[name]).__name__}"
-            )
+            raise TomoscaleError(f"{path}: {name} {_shown(value)}; expected a {type(known[name]).__name__}")
+        if any(isinstance(v, list | dict) for v in _values(value)):
+            raise TomoscaleError(f"{path}: {name} {_shown(value)}; expected no lists in it")
+    if type(given.get("walltime")) is int:  # 12:00:00 is a number to YAML: 43200, which are minutes to Slurm
+        raise TomoscaleError(f'{path}: walltime {given["walltime"]}; expected a time in quotes, "12:00:00"')
     options = {str(name).replace("-", "_"): value for name, value in given.items() if value is not None}
     if "name" in options:
         options["job_name"] = options.pop("name")  # `name` is that of the whole cluster to dask-jobqueue
@@ -192,8 +202,21 @@ def _options(path: str, system: str, given: Mapping[Any, Any]) -> dict[str, Any]
         raise TomoscaleError(
             f"{path}: {shlex.split(submit)[0]} is not there; start this where jobs of {system} can be submitted"
         )
+    _check_keys(path, "an option of a scheduler", options.get("scheduler_options", {}), LISTENING)
     _check_interface(path, _interface(options))
     return options
+
+
+def _values(value: Any) -> list[Any]:
+    """Return what a list or a mapping holds."""
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _shown(value: Any) -> str:
+    """Name a value: lists of the same lists may be longer than any memory, and numbers than Python prints."""
+    if isinstance(value, list | dict) or (isinstance(value, int) and abs(value) > 10**18):
+        return f"of type {type(value).__name__}"
+    return repr(str(value)[:80])
 
 
 def _module(system: str) -> Any:
@@ -218,17 +241,17 @@ def _check_interface(path: str, name: Any) -> None:
     import psutil
 
     known = psutil.net_if_addrs()
-    if name not in known:
-        what = "is missing" if name is None else f"{name} is not there"
+    if not isinstance(name, str) or name not in known:
+        what = "is missing" if name is None else _shown(name)
         raise TomoscaleError(
             f"{path}: interface {what}; expected the network by which workers reach this machine: {', '.join(known)}"
         )
 
 
 def _count(path: str, name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        what = "is missing" if value is None else f"{str(value)[:80]!r}"
-        raise TomoscaleError(f"{path}: {name} {what}; expected a number, 1 at least")
+    if type(value) is not int or not 1 <= value <= MOST_JOBS:
+        what = "is missing" if value is None else _shown(value)
+        raise TomoscaleError(f"{path}: {name} {what}; expected a number from 1 to {MOST_JOBS}")
     return value
 
 
@@ -241,6 +264,6 @@ def _parsed(path: str, name: str, value: Any, parser: str) -> float:
         number = 0.0
     if not 0 < number < 1e18:
         raise TomoscaleError(
-            f"{path}: {name} {str(value)[:80]!r}; expected an amount such as 64GB, or a time such as 2 h"
+            f"{path}: {name} {_shown(value)}; expected an amount such as 64GB, or a time such as 2 h"
         )
     return number

@@ -49,7 +49,7 @@ def read(node: Path) -> dict[str, Stored]:
     DamagedError
         It is missing, or is not what was written.
     """
-    return _read(node / (NEXT if _next_counts(node) else FILE))
+    return _next(node) or _read(node / FILE)
 
 
 def extend(group: Path, attributes: bytes, objects: Iterable[Stored]) -> None:
@@ -75,19 +75,20 @@ def extend(group: Path, attributes: bytes, objects: Iterable[Stored]) -> None:
 
 def _settle(group: Path) -> None:
     """Give a next manifest that counts its name; a run may have been killed before it did."""
-    if _next_counts(group):
+    if _next(group):
         os.replace(group / NEXT, group / FILE)
     else:
         (group / NEXT).unlink(missing_ok=True)
     sync_folder(group)
 
 
-def _next_counts(node: Path) -> bool:
-    """Tell whether the next manifest is that of the group as it is."""
+def _next(node: Path) -> dict[str, Stored] | None:
+    """Return the next manifest if it is that of the group as it is; read once, since it may get its name meanwhile."""
     try:
-        return _read(node / NEXT)["zarr.json"] == measure(node / "zarr.json", "zarr.json")
+        found = _read(node / NEXT)
+        return found if found["zarr.json"] == measure(node / "zarr.json", "zarr.json") else None
     except (DamagedError, KeyError, OSError):
-        return False
+        return None
 
 
 def _read(path: Path) -> dict[str, Stored]:

@@ -165,15 +165,21 @@ def _cut(volume: Any, factors: tuple[int, ...], held: float, kind: Kind) -> tupl
     least, largest = max(factors), UNIT[kind]
     if kind == "scan" and volume.chunks[0] <= 64 and max(_divisors(volume.chunks[0])) > 3:
         largest = (volume.chunks[0], *largest[1:])  # so that no stored chunk is decoded twice
+
+    def widest(
+        unit: Sequence[int],
+    ) -> int:  # of the axes that are coarsened; one of a single pixel stays as it is
+        return max(e for e, f in zip(unit, factors, strict=True) if f > 1)
+
     units: list[tuple[int, ...]] = []
-    while not units or max(units[-1][1:]) > least:
+    while not units or widest(units[-1]) > least:
         edges = (max(u, COARSEST * least) >> len(units) for u in largest)
         units.append(
             tuple(max(e, f) if f > 1 else u for e, f, u in zip(edges, factors, largest, strict=True))
         )
     found: list[tuple[int, Cubes, tuple[int, ...]]] = []
     for unit in units:
-        if found and max(unit[1:]) < COARSEST * least:
+        if found and widest(unit) < COARSEST * least:
             break
         with contextlib.suppress(TomoscaleError):
             cut = cubes.cut(WHO, volume, held=held, unit=unit)

@@ -53,10 +53,7 @@ def make_again(path: Path, damaged: set[str], *, quiet: bool = False) -> None:
         later = added_steps(history)
         added = [f"{name}/" for step in later for name in step["arrays"]]
         if not all(name.startswith(tuple(added)) for name in damaged):
-            # What was added is made of the rest: it is removed first, and made again at the end.
-            for name in added:
-                shutil.rmtree(path / name, ignore_errors=True)
-            _make_rest_again(path, history[: len(history) - len(later)], damaged, workers, quiet)
+            _make_rest_again(path, history[: len(history) - len(later)], damaged, added, workers, quiet)
             damaged = set(added)
         for step in later:
             if any(name.startswith(tuple(f"{n}/" for n in step["arrays"])) for name in damaged):
@@ -64,9 +61,14 @@ def make_again(path: Path, damaged: set[str], *, quiet: bool = False) -> None:
 
 
 def _make_rest_again(
-    path: Path, history: list[dict[str, Any]], damaged: set[str], workers: Connection, quiet: bool
+    path: Path,
+    history: list[dict[str, Any]],
+    damaged: set[str],
+    added: list[str],
+    workers: Connection,
+    quiet: bool,
 ) -> None:
-    """Compute what is damaged of the arrays that the last step of a history made."""
+    """Compute what is damaged of the arrays that the last step of a history made; those added later are gone then."""
     made = _made_again(path, history[-1:])
     result = Result.of(made)
     header = result.header()
@@ -76,6 +78,8 @@ def _make_rest_again(
         if _is_laid_out(path / name, array)
     }
     check_place(path, [])
+    for name in added:  # not before it is sure that the rest can be made
+        shutil.rmtree(path / name, ignore_errors=True)
     Job(path.absolute()).reopen(header, intact)
     run.write(made, path, quiet=quiet, connection=workers)
 

@@ -88,7 +88,8 @@ def _pool(
 
 
 def _upsample(x: torch.Tensor, size: Sequence[int], *_scales: float | None) -> torch.Tensor | None:
-    return x.new_empty((*x.shape[:2], *size)) if _alike(x) and len(size) == x.ndim - 2 else None
+    fits = _alike(x) and len(size) == x.ndim - 2 and min(size) > 0
+    return x.new_empty((*x.shape[:2], *size)) if fits else None
 
 
 def _repeat(x: torch.Tensor, times: Sequence[int]) -> torch.Tensor | None:
