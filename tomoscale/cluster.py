@@ -294,7 +294,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _of(client: Any, dashboard: bool = True, alone_s: float = remote.ALONE_S) -> Started:
+def _of(client: Any, dashboard: bool = True, alone_s: float | None = None) -> Started:
     executor = client.get_executor(pure=False, retries=0)
     pulse = remote.Pulse(client, alone_s)
     return Started(executor, client.dashboard_link if dashboard else None, pulse.trouble)

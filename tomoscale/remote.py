@@ -105,12 +105,12 @@ class Pulse:
     ----------
     client : distributed.Client
         Connected.
-    alone_s : float
-        Seconds without any worker after which a run gives up.
+    alone_s : float, optional
+        Seconds without any worker after which a run gives up; `ALONE_S` by default.
     """
 
-    def __init__(self, client: Any, alone_s: float = ALONE_S) -> None:
-        self.client, self.alone_s = client, alone_s
+    def __init__(self, client: Any, alone_s: float | None = None) -> None:
+        self.client, self.alone_s = client, ALONE_S if alone_s is None else alone_s
         self._answer: Future[dict[str, float] | None] | None = None
         self._last = self._asked = time.monotonic()
         self._waited_s = self._silent_s = self._alone_s = 0.0
