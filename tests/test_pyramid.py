@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tomoscale import blocks, kernels, manifest, otsu, pyramid, record, run, simulate, store
 from tomoscale.cli import main
-from tomoscale.errors import DamagedError, TomoscaleError
+from tomoscale.errors import DamagedError, InterruptedRunError, TomoscaleError
 from tomoscale.kernels import reference
 from tomoscale.verify import verify
 
@@ -292,6 +292,25 @@ def test_damage_to_levels_is_found_and_repaired_also_with_damage_to_the_rest(sca
         assert "intact" in verify(scan, repair=True)
         for name, array in before.items():
             np.testing.assert_array_equal(voxels(scan / name), array)
+
+
+def test_a_repair_that_is_stopped_makes_the_levels_again_when_it_goes_on(scan, monkeypatch):
+    assert command("pyramid", scan, "--side", 12) == 0
+    before = {n: voxels(scan / n) for n in record.record_of(scan)["arrays"]}
+    (scan / "frames/c/0/0/0").write_bytes(b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write", stopped)
+        with pytest.raises(InterruptedRunError):
+            verify(scan, repair=True)
+    assert not scan.exists()
+    assert "intact" in verify(scan, repair=True)
+    assert record.record_of(scan)["arrays"] == list(before)
+    for name, array in before.items():
+        np.testing.assert_array_equal(voxels(scan / name), array)
+
+
+def stopped(*_, **__):
+    raise InterruptedRunError("stopped")
 
 
 def test_damaged_metadata_are_not_taken_for_good_when_levels_are_added(scan):

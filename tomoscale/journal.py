@@ -21,7 +21,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,7 +34,7 @@ from tomoscale.objects import PARTIAL, Stored, measure, sync_folder, write_objec
 
 FOLDER = ".tomoscale"
 INTACT = "blocks-intact.jsonl"
-"""What a repair need not make again."""
+"""What a repair need not make again, and what it is to add again at the end."""
 
 Record = dict[str, list[Stored]]
 """Field -> its stored objects, of one block."""
@@ -126,7 +126,7 @@ class Job:
         """Whether the unfinished result was a complete one before."""
         return (self.folder / INTACT).is_file()
 
-    def reopen(self, header: Mapping[str, Any], intact: Record) -> None:
+    def reopen(self, header: Mapping[str, Any], intact: Record, later: Sequence[Mapping[str, Any]]) -> None:
         """
         Turn a complete result into an unfinished one, of which only some objects are stored.
 
@@ -136,6 +136,8 @@ class Job:
             The fingerprint of the run that is to make the others again.
         intact : Record
             What need not be made again.
+        later : sequence of mapping
+            Steps that added arrays to the result, which are removed: to be done again when it is complete.
         """
         lock.take(self.lock, self.target)
         try:
@@ -147,8 +149,10 @@ class Job:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             store.write_json(folder / "job.json", header)
-            line = json.dumps({"block": "intact", "objects": intact})
+            line = json.dumps({"block": "intact", "objects": intact, "later": list(later)})
             write_object(folder / INTACT, [f"{line}\n".encode()])
+            for name in (n for step in later for n in step["arrays"]):
+                shutil.rmtree(self.target / name, ignore_errors=True)
             os.rename(self.target, self.root)
             sync_folder(self.target.parent)
         finally:

@@ -66,7 +66,7 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     arrays, history = record.get("arrays", []), record.get("history", [])
     if not isinstance(arrays, list) or not all(map(is_inside, arrays)):
         raise TomoscaleError(f"{folder}: its record is damaged: arrays {str(arrays)[:100]}")
-    if not isinstance(history, list) or not all(map(_is_step, history)):
+    if not isinstance(history, list) or not all(map(is_step, history)):
         raise TomoscaleError(f"{folder}: its record is damaged: the history is none")
     # The name counts too: a run that finishes, or a repair that begins, may be killed before or after it gets it.
     complete = record["complete"] and not folder.name.endswith(INCOMPLETE)
@@ -90,7 +90,7 @@ def tables_of(folder: Path) -> dict[str, tuple[int, int]]:
         return {}
 
 
-def _is_step(step: Any) -> bool:
+def is_step(step: Any) -> bool:
     """Tell whether a step of a history has the form that all that read it expect."""
     if not isinstance(step, dict) or not isinstance(step.get("operation"), str):
         return False

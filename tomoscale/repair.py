@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 from tomoscale import blocks, cluster, manifest, metadata, run, store
 from tomoscale.cluster import Connection
 from tomoscale.errors import DamagedError, TomoscaleError
-from tomoscale.journal import Job
+from tomoscale.journal import INTACT, Job
 from tomoscale.objects import Stored
 from tomoscale.plan import check_place
-from tomoscale.record import added_steps, record_of
+from tomoscale.record import added_steps, is_step, record_of
 from tomoscale.result import Result
 
 
@@ -53,7 +52,7 @@ def make_again(path: Path, damaged: set[str], *, quiet: bool = False) -> None:
         later = added_steps(history)
         added = [f"{name}/" for step in later for name in step["arrays"]]
         if not all(name.startswith(tuple(added)) for name in damaged):
-            _make_rest_again(path, history[: len(history) - len(later)], damaged, added, workers, quiet)
+            _make_rest_again(path, history[: len(history) - len(later)], damaged, later, workers, quiet)
             damaged = set(added)
         for step in later:
             if any(name.startswith(tuple(f"{n}/" for n in step["arrays"])) for name in damaged):
@@ -64,7 +63,7 @@ def _make_rest_again(
     path: Path,
     history: list[dict[str, Any]],
     damaged: set[str],
-    added: list[str],
+    later: list[dict[str, Any]],
     workers: Connection,
     quiet: bool,
 ) -> None:
@@ -78,9 +77,7 @@ def _make_rest_again(
         if _is_laid_out(path / name, array)
     }
     check_place(path, [])
-    for name in added:  # not before it is sure that the rest can be made
-        shutil.rmtree(path / name, ignore_errors=True)
-    Job(path.absolute()).reopen(header, intact)
+    Job(path.absolute()).reopen(header, intact, later)
     run.write(made, path, quiet=quiet, connection=workers)
 
 
@@ -116,8 +113,18 @@ def go_on(path: Path, *, quiet: bool = False) -> None:
         cluster.current() as workers,
         blocks.planned_for(workers.block_bytes, workers.slots, workers.most_block_bytes),
     ):
-        header = metadata.read_json(Job(path.absolute()).folder / "job.json")
+        job = Job(path.absolute())
+        header = metadata.read_json(job.folder / "job.json")
+        later = _later(job)
         run.write(_made_again(path, [header]), path, quiet=quiet, connection=workers)
+        for step in later:
+            run.write(_made_again(path, [step]), path, overwrite=True, quiet=quiet, connection=workers)
+
+
+def _later(job: Job) -> list[dict[str, Any]]:
+    """Return the steps whose arrays are to be added again when a repair that was stopped is over."""
+    steps = json.loads((job.folder / INTACT).read_bytes()).get("later", [])
+    return [s for s in steps if is_step(s) and s.get("arrays")]
 
 
 def _made_again(path: Path, history: list[dict[str, Any]]) -> Any:
