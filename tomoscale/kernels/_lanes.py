@@ -11,33 +11,82 @@ from __future__ import annotations
 import numpy as np
 
 from tomoscale.kernels._compile import called, part
+from tomoscale.kernels._prefetch import prefetch_tile
 
 LANES = 256
 """Pixels per tile. A window of 501 frames then fits the second-level cache; with 32, stores wait for each other."""
+SIGN = 128
+"""Codes are stored as signed numbers, 128 less: AVX2 compares these in one instruction, unsigned ones in two."""
 
 
 @called
-def load_keys(raw, flip, is_float, frame, first, key):  # type: ignore[no-untyped-def]
+def load_keys(raw, flip, is_float, begin, end, first, keys):  # type: ignore[no-untyped-def]
     """
-    Write order-preserving unsigned keys of one frame's tile to `key`; return whether a sample is NaN.
+    Write order-preserving unsigned keys of a tile of frames [begin, end), a row each; return whether a sample is NaN.
 
     `raw` are the frames' bits as unsigned integers, `flip` the sign bit of a signed type, 0 of an unsigned
-    one. Floats below zero are ordered by falling bits, so theirs are all inverted.
+    one. No row is made a view, here and in `load_codes`: to count the references to 500 of them takes as long as to
+    load them.
     """
     width = min(LANES, raw.shape[1] - first)
-    bits = raw[frame, first : first + width]
-    for j in range(width, LANES):
-        key[j] = 0
-    if not is_float:
-        for j in range(width):
-            key[j] = bits[j] ^ flip
-        return False
-    n_nan = np.int32(0)
-    for j in range(width):
-        b = np.uint32(bits[j])
-        key[j] = b ^ (np.uint32(0xFFFFFFFF) if b >= np.uint32(0x80000000) else np.uint32(0x80000000))
-        n_nan = np.int32(n_nan + is_nan(b))
+    column, n_nan = np.uint64(first), np.int64(0)
+    for k in range(begin, end):
+        prefetch_tile(raw, k, first, width)
+        frame, row = np.uint64(k), np.uint64(k - begin)
+        for j in range(width, LANES):
+            keys[row, np.uint64(j)] = 0
+        if is_float:
+            nan = np.int32(0)
+            for j in range(width):
+                b = np.uint32(raw[frame, column + np.uint64(j)])
+                keys[row, np.uint64(j)] = key_of_float(b)
+                nan = np.int32(nan + is_nan(b))
+            n_nan += nan
+        else:
+            for j in range(width):
+                keys[row, np.uint64(j)] = raw[frame, column + np.uint64(j)] ^ flip
     return n_nan > 0
+
+
+@called
+def load_codes(raw, flip, is_float, begin, end, first, base, codes, origin):  # type: ignore[no-untyped-def]
+    """
+    Write the 8-bit codes of a tile of frames [begin, end), a row each; return whether a sample is NaN.
+
+    Rows are flat, that of frame `origin` comes first. A code is clip(key - base, 0, 255), less `SIGN`. Lanes beyond the image hold zeros.
+    """
+    whole = base.dtype.type  # without the casts Numba computes in 64 bits, on an eighth of the lanes
+    width = min(LANES, raw.shape[1] - first)
+    column, n_nan = np.uint64(first), np.int64(0)
+    for k in range(begin, end):
+        prefetch_tile(raw, k, first, width)
+        frame, row = np.uint64(k), np.uint64((k - origin) * LANES)
+        for j in range(width, LANES):
+            codes[row + np.uint64(j)] = np.int8(-SIGN)
+        if is_float:
+            nan = np.int32(0)
+            for j in range(width):
+                b = np.uint32(raw[frame, column + np.uint64(j)])
+                codes[row + np.uint64(j)] = _code(whole(key_of_float(b)), base[j])
+                nan = np.int32(nan + is_nan(b))
+            n_nan += nan
+        else:
+            for j in range(width):
+                codes[row + np.uint64(j)] = _code(whole(raw[frame, column + np.uint64(j)] ^ flip), base[j])
+    return n_nan > 0
+
+
+@part
+def _code(key, base):  # type: ignore[no-untyped-def]
+    whole = type(base)
+    above = whole(max(key, base) - base)
+    return np.int8(np.uint8(min(above, whole(255))) ^ np.uint8(SIGN))
+
+
+@part
+def key_of_float(bits):  # type: ignore[no-untyped-def]
+    """Turn the bits of a float32 into a number of the same order: floats below zero are ordered by falling bits."""
+    return bits ^ (np.uint32(0xFFFFFFFF) if bits >= np.uint32(0x80000000) else np.uint32(0x80000000))
 
 
 @part
@@ -49,10 +98,13 @@ def is_nan(bits):  # type: ignore[no-untyped-def]
 @called
 def store_means(lower, upper, n_middle, flip, is_float, bits, out):  # type: ignore[no-untyped-def]
     """Write the mean of one or two middle samples as `numpy.median` does: of integers in float64, else in float32."""
-    if not is_float:
-        zero = np.float64(flip)
+    if not is_float and lower.itemsize == 2:  # their sum is exact in float32 too
         for j in range(out.size):
-            out[j] = np.float32((np.float64(lower[j]) + np.float64(upper[j])) * 0.5 - zero)
+            out[j] = (np.float32(lower[j]) + np.float32(upper[j])) * np.float32(0.5) - np.float32(flip)
+        return
+    if not is_float:
+        for j in range(out.size):
+            out[j] = np.float32((np.float64(lower[j]) + np.float64(upper[j])) * 0.5 - np.float64(flip))
         return
     out[:] = 0  # a sum that starts with zero is never -0.0
     for m in range(n_middle):
@@ -70,12 +122,17 @@ def store_means(lower, upper, n_middle, flip, is_float, bits, out):  # type: ign
 
 @part
 def make_room(buffer, origin, keep, filled, stop):  # type: ignore[no-untyped-def]
-    """Slide frames [keep, filled) up if frames up to `stop` do not fit; return the frame that now lies in row 0."""
-    if stop - origin <= buffer.shape[0]:
+    """
+    Slide frames [keep, filled) up if frames up to `stop` do not fit; return the frame that now comes first.
+
+    The buffer is flat, frame after frame.
+    """
+    if (stop - origin) * LANES <= buffer.size:
         return origin
     for k in range(keep, filled):
+        to, begin = np.uint64((k - keep) * LANES), np.uint64((k - origin) * LANES)
         for j in range(LANES):
-            buffer[k - keep, j] = buffer[k - origin, j]
+            buffer[to + np.uint64(j)] = buffer[begin + np.uint64(j)]
     return keep
 
 

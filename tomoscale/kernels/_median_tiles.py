@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tomoscale.kernels._compile import compiled, part
-from tomoscale.kernels._lanes import LANES, is_nan, load_keys, make_room, store_means
-from tomoscale.kernels._prefetch import prefetch_tile
+from tomoscale.kernels._lanes import LANES, is_nan, load_codes, load_keys, make_room, store_means
 from tomoscale.kernels._running_counts import (
     Ladder,
     count_window,
-    encode,
     find_feet,
     new_ladder,
     read_middles,
@@ -54,8 +52,7 @@ class Lanes(NamedTuple):
     """What is known of one tile."""
 
     keys: Any  # sliding buffer of the brackets
-    codes: Any  # sliding buffer of the running counts
-    row: Any  # keys of one frame
+    codes: Any  # sliding buffer of the running counts, flat
     few: Any  # keys of nine frames, and their medians by three
     bits: Any
     lower: Any  # the two middle keys of the last window
@@ -79,8 +76,7 @@ def new_room(kinds: tuple[Any, Any, Any], n_rows: int, n_slots: int) -> Room:
     key = kinds[0]
     lanes = Lanes(
         np.empty((n_rows, LANES), key),
-        np.empty((n_rows, LANES), np.int8),
-        np.zeros(LANES, key),
+        np.empty(n_rows * LANES, np.int8),
         np.zeros((4, 3, LANES), key),
         np.zeros(LANES, np.uint32),
         np.zeros(LANES, key),
@@ -129,7 +125,7 @@ def _guess(samples, first, start, stop, lanes):  # type: ignore[no-untyped-def]
     seen_nan = False
     for i in range(9):
         k = start + (stop - start - 1) * i // 8
-        seen_nan |= load_keys(bits, flip, is_float, k, first, rows[i // 3, i % 3])
+        seen_nan |= load_keys(bits, flip, is_float, k, k + 1, first, rows[i // 3, i % 3 : i % 3 + 1])
     for i in range(4):
         a, b, c = rows[i, 0], rows[i, 1], rows[i, 2]
         middle = rows[3, i] if i < 3 else lanes.lower
@@ -150,10 +146,8 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
         warm = w > begin and (start - old_start) + (stop - old_stop) < stop - start
         if start >= filled:
             origin = filled = start
-        origin = make_room(keys, origin, old_start if warm else start, filled, stop)
-        for k in range(filled, stop):
-            prefetch_tile(bits, k, first, LANES)
-            seen_nan |= load_keys(bits, flip, is_float, k, first, keys[k - origin])
+        origin = make_room(keys.reshape(-1), origin, old_start if warm else start, filled, stop)
+        seen_nan |= load_keys(bits, flip, is_float, filled, stop, first, keys[filled - origin :])
         filled = stop
         rows = keys[start - origin : stop - origin]
         if warm:
@@ -172,7 +166,7 @@ def _by_brackets(samples, first, lanes, bracket, starts, stops, begin, end, out)
 @part
 def _by_counts(samples, first, lanes, ladder, pieces, begin, out):  # type: ignore[no-untyped-def]
     """Solve windows from `begin` on by running counts; return the first not solved, and whether NaN was read."""
-    flip, is_float = samples.flip, samples.is_float
+    bits, flip, is_float, _ = samples
     starts, stops, codes = pieces.starts, pieces.stops, lanes.codes
     rest_on(ladder, lanes.lower)
     seen_nan = False
@@ -185,33 +179,18 @@ def _by_counts(samples, first, lanes, ladder, pieces, begin, out):  # type: igno
         if start >= filled:
             origin = filled = start
         origin = make_room(codes, origin, old_start if warm else start, filled, stop)
-        for k in range(filled, stop):
-            seen_nan |= _load_codes(samples, k, first, lanes.row, ladder.base, codes[k - origin])
+        seen_nan |= load_codes(bits, flip, is_float, filled, stop, first, ladder.base, codes, origin)
         filled, old_start = stop, start
-        rows = codes[start - origin : stop - origin]
         if warm:
             update(ladder, pieces, w, codes, origin)
         else:
             if w == begin:
-                find_feet(ladder, rows)
-            count_window(ladder, pieces, w, rows)
-        if not read_middles(ladder, pieces, w, rows, lanes.lower, lanes.upper):
+                find_feet(ladder, codes, stop - start)
+            count_window(ladder, pieces, w, codes, origin)
+        if not read_middles(ladder, pieces, w, codes, origin, lanes.lower, lanes.upper):
             return w, seen_nan
         store_means(lanes.lower, lanes.upper, 2 - (stop - start) % 2, flip, is_float, lanes.bits, out[w])
     return starts.size, seen_nan
-
-
-@part
-def _load_codes(samples, frame, first, row, base, code):  # type: ignore[no-untyped-def]
-    """Write the codes of one frame's tile; return whether a sample is NaN."""
-    bits, flip, is_float, _ = samples
-    prefetch_tile(bits, frame, first, LANES)
-    if is_float:
-        has_nan = load_keys(bits, flip, is_float, frame, first, row)
-        encode(row, flip, base, code)
-        return has_nan
-    encode(bits[frame, first : first + LANES], flip, base, code)
-    return False
 
 
 @part

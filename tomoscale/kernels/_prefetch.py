@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tomoscale.kernels._compile import inlined, part
+from tomoscale.kernels._compile import inlined
 
 AHEAD = 8
 """Frames; 4 to 32 differ little."""
@@ -25,13 +25,16 @@ PAGE = 4096
 """Bytes; no processor looks beyond the end of one by itself."""
 
 
-@part
+@inlined
 def prefetch_tile(raw, frame, first, width):  # type: ignore[no-untyped-def]
-    """Ask for a tile of the frame that follows `AHEAD` frames later, if there is one."""
+    """Ask for a tile of the frame that follows `AHEAD` frames later, if there is one; the frames are contiguous."""
     if frame + AHEAD < raw.shape[0]:
-        row = raw[frame + AHEAD]
-        for j in range(first, min(first + width, row.size), LINE // raw.itemsize):
-            _prefetch(row, j)
+        line = LINE // raw.itemsize
+        j = (frame + AHEAD) * raw.shape[1] + first
+        end = j + width
+        while j < end:
+            _prefetch(raw, j)
+            j += line
 
 
 @inlined
@@ -43,7 +46,7 @@ def prefetch_beyond(array, first, count):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _prefetch(context: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of one item; whatever the address, this never fails."""
+    """Ask for the cache line of one item of a contiguous array; whatever the address, this never fails."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         items = context.make_array(array)(context, builder, arguments[0])
