@@ -9,6 +9,7 @@ alike, so the next one finds what the last one left.
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
         C-contiguous.
     """
     dtype = np.dtype(dtype)
-    n_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    n_bytes = math.prod(map(int, shape)) * dtype.itemsize
     if n_bytes < LARGE or not _reusing.get():
         return np.empty(shape, dtype)
     return np.asarray(_Lease(_take(n_bytes)))[:n_bytes].view(dtype).reshape(shape)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import struct
 import threading
@@ -28,7 +29,7 @@ from tomoscale.blocks import MIB, Index, Window, shape_of
 from tomoscale.errors import DamagedError
 from tomoscale.grid import indices
 from tomoscale.metadata import ArrayInfo
-from tomoscale.objects import Stored, make_folder, read_object, sync_folder, write_object
+from tomoscale.objects import Stored, checksum, make_folder, read_object, sync_folder, write_object
 from tomoscale.stream import Stream
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
@@ -90,7 +91,7 @@ class ChunkFiles:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one decoded chunk."""
-        return int(np.prod(self.chunks, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.chunks) * self.dtype.itemsize
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -148,7 +149,7 @@ class ChunkFiles:
         DamagedError
             The stored bytes are missing or are not what the metadata and the checksum say.
         """
-        path = self.folder / self.key(index)
+        path = os.path.join(self.folder, self.key(index))
         try:
             raw = read_object(path, self.root, 2 * self.chunk_bytes + MIB)
         except FileNotFoundError:
@@ -168,7 +169,7 @@ class ChunkFiles:
             return
         self._decompress(path, body, target)
 
-    def _decompress(self, path: Path, body: Any, target: np.ndarray) -> None:
+    def _decompress(self, path: str, body: Any, target: np.ndarray) -> None:
         """Decompress into the target, after the header has been held against the metadata."""
         declared = _BLOSC_HEADER.unpack_from(body) if len(body) >= _BLOSC_HEADER.size else (0,) * 7
         if declared[4] != self.chunk_bytes or declared[6] != len(body):
@@ -182,15 +183,19 @@ class ChunkFiles:
 
     # ------------------------------------------------------------ writing
 
-    def encode(self, part: np.ndarray) -> list[bytes]:
-        """Return the stored bytes of one chunk, in pieces."""
+    def encode(self, part: np.ndarray) -> tuple[list[bytes], int]:
+        """Return the stored bytes of one chunk, in pieces, and their `checksum`."""
         flat = np.ascontiguousarray(part, self.dtype).reshape(-1)
         if self.compressor is None:
             body = flat.tobytes()
         else:
             name, level, shuffle, blocksize = self.compressor
             body = blosc().compress(flat, name.encode(), level, shuffle, blocksize)
-        return [body, struct.pack("<I", google_crc32c.value(body))] if self.checksum else [body]
+        if not self.checksum:
+            return [body], checksum(body)
+        crc = google_crc32c.value(body)
+        end = struct.pack("<I", crc)
+        return [body, end], google_crc32c.extend(crc, end[::-1])
 
     def parts(self, start: Sequence[int], block: np.ndarray | Stream) -> Iterator[tuple[Index, np.ndarray]]:
         """
@@ -231,17 +236,18 @@ class ChunkFiles:
             Key, length and checksum of every object, as read back from storage.
         """
         writing: list[Future[Stored]] = []
-        folders: set[Path] = set()
+        folders: set[str] = set()
         try:
             for index, part in self.parts(start, block):
                 key = self.key(index)
-                path = self.folder / key
-                if path.parent not in folders:
-                    make_folder(path.parent, self.folder)
-                    folders.update(itertools.takewhile(lambda f: f != self.folder.parent, path.parents))
-                encoded = self.encode(part)
+                path = os.path.join(self.folder, key)
+                if os.path.dirname(path) not in folders:
+                    above = Path(path).parents
+                    make_folder(above[0], self.folder)
+                    folders.update(map(str, itertools.takewhile(lambda f: f != self.folder.parent, above)))
+                pieces, crc = self.encode(part)
                 _IN_FLIGHT.acquire()
-                job = _writers().submit(write_object, path, encoded, key)
+                job = _writers().submit(write_object, path, pieces, key, crc)
                 job.add_done_callback(lambda _: _IN_FLIGHT.release())
                 writing.append(job)
         finally:

@@ -76,7 +76,7 @@ class EncodedChunks:
         out = buffers.empty(shape_of(window), info.dtype.newbyteorder("="))
         starts = [s.start for s in window]
         for index, part in overlaps(window, info.stored):
-            path = self.folder / self.key(index)
+            path = os.path.join(self.folder, self.key(index))
             try:
                 with open_object(path, self.root) as file:
                     table = self._table(file) if self._shards else None

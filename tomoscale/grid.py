@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-
-import numpy as np
 
 Window = tuple[slice, ...]
 Index = tuple[int, ...]
@@ -42,7 +41,7 @@ def shape_of(window: Window) -> tuple[int, ...]:
 
 def volume_of(window: Window) -> int:
     """Return the number of voxels of a window."""
-    return int(np.prod(shape_of(window), dtype=np.int64))
+    return math.prod(shape_of(window))
 
 
 def covering(span: slice, edge: int, size: int) -> int:

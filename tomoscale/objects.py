@@ -28,9 +28,15 @@ class Stored(NamedTuple):
     crc: int
 
 
-def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
-    """Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+def write_object(path: str | Path, pieces: Sequence[bytes], key: str = "", crc: int | None = None) -> Stored:
+    """
+    Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back.
+
+    `crc` is the checksum of the pieces if it is known already.
+    """
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+    wanted = Stored(key, sum(map(len, pieces)), checksum(*pieces) if crc is None else crc)
     try:
         with open(temporary, "wb", buffering=0) as file:
             for piece in pieces:
@@ -39,23 +45,24 @@ def write_object(path: Path, pieces: Sequence[bytes], key: str = "") -> Stored:
                     written += file.write(memoryview(piece)[written:])
             os.fsync(file.fileno())
     except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # a full disk needs the room
         raise
     os.replace(temporary, path)
     stored = measure(path, key)
-    if stored != Stored(key, sum(map(len, pieces)), checksum(*pieces)):
+    if stored != wanted:
         raise DamagedError(f"{path}: reads back other bytes than were written; is the disk failing?")
     return stored
 
 
 @contextlib.contextmanager
-def open_object(path: Path, root: str) -> Iterator[FileIO]:
+def open_object(path: str, root: str) -> Iterator[FileIO]:
     """
     Open a stored object for reading.
 
     Parameters
     ----------
-    path : Path
+    path : str
         Its file.
     root : str
         Folder of its array, with all links followed.
@@ -67,7 +74,8 @@ def open_object(path: Path, root: str) -> Iterator[FileIO]:
     FileNotFoundError
         There is none.
     """
-    real = os.path.realpath(path) if path.is_symlink() else os.path.join(_real(str(path.parent)), path.name)
+    folder, name = os.path.split(path)
+    real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real(folder), name)
     if not real.startswith(root + os.sep):
         raise DamagedError(
             f"{path}: a link that leads out of its array, which is not followed; copy the file there"
@@ -83,7 +91,7 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def read_object(path: Path, root: str, limit: int) -> bytes:
+def read_object(path: str, root: str, limit: int) -> bytes:
     """Return the bytes of a stored object, of which there may be so many."""
     with open_object(path, root) as file:
         size = os.fstat(file.fileno()).st_size
@@ -92,9 +100,10 @@ def read_object(path: Path, root: str, limit: int) -> bytes:
         return file.read()
 
 
-def measure(path: Path, key: str = "") -> Stored:
+def measure(path: str | Path, key: str = "") -> Stored:
     """Return the length and checksum of a stored object."""
-    raw = path.read_bytes()
+    with open(path, "rb", buffering=0) as file:
+        raw = file.readall()
     return Stored(key, len(raw), checksum(raw))
 
 
@@ -132,7 +141,7 @@ def make_folder(folder: Path, inside: Path) -> None:
         folder.mkdir()
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -26,6 +26,8 @@ SETTINGS: dict[str, Any] = {
     # A hundred looks per second at the stack of every worker and of the client take 3 % of a run, for a page of the
     # dashboard that shows one function.
     "distributed.worker.profile.enabled": False,
+    # As many callbacks of every process only to measure how late they are: 3 % of two cores.
+    "distributed.admin.tick.interval": "500 ms",
     # A block that kills its worker is tried three times; a worker that hangs is replaced within two minutes.
     "distributed.scheduler.allowed-failures": 2,
     "distributed.scheduler.worker-ttl": "60 s",

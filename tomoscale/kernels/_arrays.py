@@ -25,7 +25,8 @@ def plain(array: ArrayLike, dtype: DTypeLike | None = None) -> NDArray:
     if dtype is None and given.dtype == np.float16:
         dtype = np.float32
     wanted = (given.dtype if dtype is None else np.dtype(dtype)).newbyteorder("=")
-    view = np.require(given, wanted, ["C", "A"]).view()
+    fits = given.dtype == wanted and given.flags.c_contiguous and given.flags.aligned
+    view = (given if fits else np.require(given, wanted, ["C", "A"])).view()
     view.flags.writeable = False
     return view
 

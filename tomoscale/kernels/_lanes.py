@@ -22,7 +22,7 @@ SIGN = 128
 @called
 def load_keys(raw, flip, is_float, begin, end, first, keys):  # type: ignore[no-untyped-def]
     """
-    Write order-preserving unsigned keys of a tile of frames [begin, end), a row each; return whether a sample is NaN.
+    Write order-preserving unsigned keys of a tile of frames [begin, end), a row each; tell whether a sample is NaN.
 
     `raw` are the frames' bits as unsigned integers, `flip` the sign bit of a signed type, 0 of an unsigned
     one. No row is made a view, here and in `load_codes`: to count the references to 500 of them takes as long as to
@@ -53,7 +53,8 @@ def load_codes(raw, flip, is_float, begin, end, first, base, codes, origin):  # 
     """
     Write the 8-bit codes of a tile of frames [begin, end), a row each; return whether a sample is NaN.
 
-    Rows are flat, that of frame `origin` comes first. A code is clip(key - base, 0, 255), less `SIGN`. Lanes beyond the image hold zeros.
+    Rows are flat, that of frame `origin` comes first. A code is clip(key - base, 0, 255), less `SIGN`; of lanes
+    beyond the image it is 0.
     """
     whole = base.dtype.type  # without the casts Numba computes in 64 bits, on an eighth of the lanes
     width = min(LANES, raw.shape[1] - first)

@@ -75,7 +75,7 @@ def rest_on(ladder, median):  # type: ignore[no-untyped-def]
 
 @part
 def find_feet(ladder, codes, n):  # type: ignore[no-untyped-def]
-    """Centre the ladders on the lower median of the first `n` rows of codes: two bits at a time, by three thresholds."""
+    """Centre the ladders on the lower median of the first `n` rows: two bits at a time, by three thresholds."""
     foot, count, probes, total = ladder.foot, ladder.under_lower, ladder.rung, ladder.below
     rank = np.uint16((n - 1) // 2)
     foot[:] = 0
