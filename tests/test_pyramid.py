@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,23 @@ def test_damage_to_levels_is_found_and_repaired_also_with_damage_to_the_rest(sca
         assert "intact" in verify(scan, repair=True)
         for name, array in before.items():
             np.testing.assert_array_equal(voxels(scan / name), array)
+
+
+def test_levels_that_join_while_a_result_is_verified_are_no_damage(scan, monkeypatch):
+    verifying = sys.modules["tomoscale.verify"]
+    compare = verifying._compare
+
+    def joined_before(path, real, listed, **options):
+        if listed[1].key == "zarr.json" and listed[0] == "" and not (scan / "frames-2").exists():
+            assert command("pyramid", scan, "--side", 12) == 0
+        return compare(path, real, listed, **options)
+
+    monkeypatch.setattr(verifying, "_compare", joined_before)
+    assert "intact" in verify(scan)
+    assert (scan / "frames-2").exists()
+    (scan / "zarr.json").write_bytes((scan / "zarr.json").read_bytes() + b" ")
+    with pytest.raises(DamagedError, match=r"1 of .* objects are damaged: zarr.json"):
+        verify(scan)
 
 
 def test_a_repair_that_is_stopped_makes_the_levels_again_when_it_goes_on(scan, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 
 from tomoscale import buffers, kernels, stream
 from tomoscale.call import Part, Piece
+from tomoscale.errors import TomoscaleError
 from tomoscale.grid import Window, grow, shape_of, spans
 from tomoscale.stream import Stream
 
@@ -86,6 +87,13 @@ class _Cleaning:
 
     def __call__(self, window: Window, out: np.ndarray) -> None:
         """Write the cleaned values of a window of the block."""
+        try:
+            self._write(window, out)
+        except kernels.NanError as error:
+            found = str(error).removeprefix("clean_frames: ")
+            raise TomoscaleError(f"background.remove: {found}") from None
+
+    def _write(self, window: Window, out: np.ndarray) -> None:
         frames, corner = window[0], [c + w.start for c, w in zip(self.where.crop, window[1:], strict=True)]
         size = max(1, self.options.smoothing)
         if self.hot is None:

@@ -14,6 +14,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "NanError": "_clean_frames",
     "add_gradients": "_depth",
     "bin_counts": "_histograms",
     "class_counts": "_histograms",

@@ -16,6 +16,10 @@ _TYPES = ("uint8", "uint16", "int16", "int32", "float32")
 _LIMITS = {"float32": (0.0, 0.0), "int32": (-(2.0**31), 2.0**31 - 1), "int16": (-(2.0**15), 2.0**15 - 1)}
 
 
+class NanError(ValueError):
+    """A frame holds NaN where integers are to be written."""
+
+
 def normalise(
     frames: NDArray, dark: NDArray | None = None, scale: ArrayLike | None = None, out: NDArray | None = None
 ) -> NDArray[np.float32]:
@@ -130,7 +134,7 @@ def clean_frames(
     TypeError
         If frames, background or `out` are of another type.
     ValueError
-        If a shape is not as above, or a NaN is to be written to integers; the frame is named.
+        If a shape is not as above; a `NanError`, which names the frame, if a NaN is to be written to integers.
     """
     check_size("clean_frames", size)
     frames, dark, scale = _checked("clean_frames", frames, dark, scale)
@@ -156,7 +160,7 @@ def clean_frames(
         given = (frames, dark, scale, plain(background), window_of_frame)
         k = _clean(*given, size, top, left, limits, smooth, out)
         if k >= 0:
-            raise ValueError(
+            raise NanError(
                 f"clean_frames: frame {first + k} holds NaN, which {out.dtype} cannot; use float32"
             )
     return out
