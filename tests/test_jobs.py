@@ -92,6 +92,7 @@ def test_files_that_we_hand_out_are_understood(file, tmp_path):
         ("jobqueue: {local: {cores: 1, memory: lots}}\ntomoscale: {jobs: 1}", "interface is missing"),
         ("jobqueue: {local: {cores: 1, memory: lots, interface: lo}}\ntomoscale: {jobs: 1}", "memory 'lots'"),
         ("jobqueue: {local: {cores: 1, memory: 1GB, interface: x0}}\ntomoscale: {jobs: 1}", "interface 'x0'; expected"),
+        (f"jobqueue:\n  local: {{{LOCAL}}}\n  local: {{{LOCAL}}}", "local in line 3 is given a second time"),
         (f"jobqueue: {{local: {{{LOCAL}, worker-extra-args: a}}}}\ntomoscale: {{jobs: 1}}", "expected a list"),
         (f"jobqueue: {{local: {{{LOCAL}, worker-extra-args: [[a]]}}}}\ntomoscale: {{jobs: 1}}", "no lists in it"),
         ("jobqueue: {slurm: {walltime: 12:00:00}}\ntomoscale: {jobs: 1}", 'in quotes, "12:00:00"'),

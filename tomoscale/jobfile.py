@@ -142,7 +142,7 @@ def _loaded(path: str) -> Any:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise TomoscaleError(f"{path}: more than {MOST_BYTES} bytes; expected a file that describes jobs")
-        return _mapping(path, "the file", yaml.safe_load(text))
+        return _mapping(path, "the file", _loader(path)(text).get_single_data())
     except OSError as error:
         raise TomoscaleError(
             f"scheduler {path}: {error.strerror}; expected a file that describes jobs"
@@ -151,6 +151,23 @@ def _loaded(path: str) -> Any:
         if isinstance(error, TomoscaleError):
             raise
         raise TomoscaleError(f"{path}: is no YAML file: {' '.join(str(error).split())}") from None
+
+
+def _loader(path: str) -> Any:
+    """Return a safe loader that refuses a key given twice; the usual one takes the last of them."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise TomoscaleError(f"{path}: {key.value} in line {line} is given a second time")
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _mapping(path: str, name: str, value: Any) -> dict[Any, Any]:
