@@ -152,7 +152,8 @@ def find_damage(
 def _is_listed(path: Path) -> bool:
     """Tell whether the metadata of a group are those that its manifest lists by now: both change together."""
     try:
-        return manifest.read(path)["zarr.json"] == measure(path / "zarr.json", "zarr.json")
+        is_file = stat.S_ISREG((path / "zarr.json").lstat().st_mode)
+        return is_file and manifest.read(path)["zarr.json"] == measure(path / "zarr.json", "zarr.json")
     except (DamagedError, KeyError, OSError):
         return False
 
