@@ -187,6 +187,19 @@ def test_a_full_scan_is_a_few_tasks_per_block_in_less_than_two_gigabytes():
     assert plan.written >= np.prod(shape) * 4
 
 
+@pytest.mark.parametrize("options", [{}, {"hot_pixels": True}])
+def test_what_is_cut_to_fit_the_memory_does_fit_with_a_stack_of_darks(scan, options):
+    frames, dark = np.tile(scan, (4, 2, 8)), np.zeros((200, 40, 184), np.uint16)
+    whole = run.plan(background.remove(frames, dark=dark, half_window=20, step=10, **options)).block_bytes
+    sizes = []
+    for allowed in np.linspace(0.93 * whole, whole, 30).astype(int):
+        with blocks.planned_for(int(allowed), 1):
+            made = background.remove(frames, dark=dark, half_window=20, step=10, **options)
+        sizes.append(run.plan(made).block_bytes)
+        assert sizes[-1] <= allowed
+    assert min(sizes) < whole
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"margin": 8}, {"margin": 8, "ranking": "exact", "hot_pixels": True}]
 )

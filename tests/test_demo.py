@@ -53,6 +53,7 @@ def test_demo_goes_from_simulation_to_report_and_says_how_good_it_is(tried):
     assert out == ""
     assert "bit for bit" in err
     assert "of the truth" in err
+    assert f"mkdir -p {folder}\n  tomoscale simulate dct {folder}/scan.zarr" in err
     assert "true blobs with a peak above 120 counts were found" in err
     for name in ("scan.zarr", "cleaned.zarr", "blobs.zarr"):
         store.open_volume(folder / name)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import small_scan, write_array, write_scan
 
-from tomoscale import background, cli, cluster, info, lock, run, store
+from tomoscale import background, cli, cluster, convert, info, lock, run, store
 from tomoscale.errors import TomoscaleError
 
 
@@ -133,6 +133,17 @@ def test_table_beside_a_result_is_named(tmp_path):
     table = info.describe(path)["tables"]["scan.parquet"]
     assert table["rows"] >= 1
     assert "peak" in table["columns"]
+
+
+def test_files_that_were_converted_are_not_called_an_array_in_memory(tmp_path):
+    for k in (8, 9, 10):
+        np.save(tmp_path / f"f_{k}.npy", np.full((4, 5), k, np.uint16))
+    np.save(tmp_path / "dark.npy", np.zeros((4, 5), np.uint16))
+    made = convert.scan(tmp_path / "f_*.npy", dark=tmp_path / "dark.npy")
+    text = info.show(run.write(made, tmp_path / "scan.zarr", quiet=True))
+    assert "f_8.npy to f_10.npy (3 × 4 × 5 uint16)" in text
+    assert "dark.npy (1 × 4 × 5 uint16)" in text
+    assert "in memory" not in text
 
 
 def test_a_dark_that_lay_beside_the_frames_is_not_called_a_default(tmp_path):

@@ -149,6 +149,8 @@ def remove(
         scratch=(FRAME_SCRATCH, SCRATCH),
         block_bytes=blocks.resources().block_bytes,
         threads=blocks.resources().threads,
+        beside=_bytes_beside(offset),
+        room=4 if hot_pixels else 0,
     )
     _warn_of_chunks(frames, cut)
     level = margin_level(frames, offset, where)
@@ -237,6 +239,14 @@ def _bytes_of_copy(dtype: np.dtype) -> int:
     return 0 if is_ranked(dtype) else 4
 
 
+def _bytes_beside(dark: Any) -> tuple[int, int]:
+    """Count the bytes of a dark for one pixel, and of one of its chunks."""
+    if dark is None:
+        return 0, 0
+    n = dark.shape[0] if dark.ndim == 3 else 1
+    return n * dark.dtype.itemsize, math.prod(dark.chunks) * dark.dtype.itemsize
+
+
 def _every(dark: Any) -> tuple[slice, ...]:
     """Return the leading part of a dark's window: all of a stack, nothing for an image."""
     return (slice(0, dark.shape[0]),) if dark.ndim == 3 else ()
@@ -278,7 +288,7 @@ def _clean_all(
         fields["hot"] = Field(np.dtype("u1"), (groups, *lengths[1:]), stored)
     scratch = cut.n_read * FRAME_SCRATCH + SCRATCH + cut.around * _bytes_of_copy(frames.dtype)
     if options.hot_pixels:  # a chunk with what it is smoothed with, before and after the repair
-        scratch += 4 * cut.stored[0] * math.prod(n + 2 * options.reach for n in cut.stored[1:])
+        scratch += 4 * cut.around_chunk
     return blocks.map_blocks(clean_columns, arguments, fields, small=small, scratch=scratch, cut=in_bands)
 
 

@@ -71,6 +71,20 @@ class Columns:
         return math.prod(min(e + 2 * h, n) for e, h, n in zip(self.edges, self.halo, self.shape, strict=True))
 
     @property
+    def pixels(self) -> int:
+        """Pixels of the largest block with its halo."""
+        return math.prod(
+            min(e + 2 * h, n) for e, h, n in zip(self.edges[1:], self.halo[1:], self.shape[1:], strict=True)
+        )
+
+    @property
+    def around_chunk(self) -> int:
+        """Voxels of a stored chunk with its halo within the frame."""
+        return self.stored[0] * math.prod(
+            n + 2 * h for n, h in zip(self.stored[1:], self.halo[1:], strict=True)
+        )
+
+    @property
     def n_read(self) -> int:
         """Frames that the largest block reads."""
         return min(self.edges[0] + 2 * self.halo[0], self.shape[0])
@@ -104,6 +118,8 @@ def cut(
     scratch: tuple[int, int],
     block_bytes: int,
     threads: int,
+    beside: tuple[int, int] = (0, 0),
+    room: int = 0,
 ) -> Columns:
     """
     Choose how to cut a scan.
@@ -126,6 +142,10 @@ def cut(
         Bytes that one block may cost.
     threads : int
         Threads that share the blocks.
+    beside : (int, int)
+        Bytes that a block reads beside the frames for every pixel, with its halo, and those of one chunk of it: a dark.
+    room : int
+        Bytes held for every voxel of a stored chunk with its halo.
 
     Returns
     -------
@@ -142,8 +162,9 @@ def cut(
     for columns in _ways(shape, chunks, halo, step):
         inside, around = columns.inside, columns.around
         need = int(around * itemsize[0] + inside * held) + columns.n_read * scratch[0] + scratch[1]
+        need += columns.pixels * beside[0] + room * columns.around_chunk
         # A chunk being decoded, one being made and one being encoded.
-        need += math.prod(chunks) * itemsize[0] + 2 * math.prod(columns.stored) * 4
+        need += max(math.prod(chunks) * itemsize[0], beside[1]) + 2 * math.prod(columns.stored) * 4
         smallest = need if smallest is None else min(need, smallest)
         if need > block_bytes:
             continue

@@ -291,6 +291,7 @@ def _tell(
             else [f"             half of their centroids are within {off.median:.3f} voxels"]
         ),
         "the same with single commands, in an empty folder:",
+        f"  mkdir -p {folder}",
         f"  tomoscale simulate dct {folder / SCAN}{scan}",
         f"  tomoscale background {folder / SCAN} -o {folder / CLEANED} {options}",
         f"  tomoscale blobs {folder / CLEANED} -o {folder / FOUND} {thresholds}",

@@ -286,9 +286,10 @@ def parameters(step: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _identity(source: Mapping[str, Any]) -> str:
+    names = " to ".join(source.get("names", []))  # of files: the first and the last
     shape = " × ".join(map(str, source.get("shape", [])))
     part = f", part {','.join(f'{a}:{b}' for a, b in source['roi'])}" if "roi" in source else ""
-    return f"{source.get('path', 'an array in memory')} ({shape} {source.get('dtype', '')}{part})"
+    return f"{source.get('path') or names or 'an array in memory'} ({shape} {source.get('dtype', '')}{part})"
 
 
 def value(given: Any) -> str:

@@ -77,7 +77,7 @@ def rest_on(ladder, median):  # type: ignore[no-untyped-def]
 def find_feet(ladder, codes, n):  # type: ignore[no-untyped-def]
     """Centre the ladders on the lower median of the first `n` rows: two bits at a time, by three thresholds."""
     foot, count, probes, total = ladder.foot, ladder.under_lower, ladder.rung, ladder.below
-    rank = np.uint16((n - 1) // 2)
+    rank, at = np.uint16((n - 1) // 2), np.uint64(0)  # of the type that others hand on: compiled once
     foot[:] = 0
     for bit in range(6, -1, -2):
         for i in range(4):  # the fourth is the first of the next higher bits, and not asked for
@@ -85,7 +85,7 @@ def find_feet(ladder, codes, n):  # type: ignore[no-untyped-def]
                 probes[i * LANES + j] = np.int8(np.uint8(foot[j] + np.uint8(i << bit)) ^ np.uint8(SIGN))
         total[: 4 * LANES] = 0
         for first in range(0, n, MOST):
-            _count_below(codes, first, min(first + MOST, n), probes, FOUR, ladder.of_piece, 0)
+            _count_below(codes, first, min(first + MOST, n), probes, FOUR, ladder.of_piece, at)
             for j in range(4 * LANES):
                 total[j] += ladder.of_piece[j]
         count[:] = 0

@@ -87,7 +87,7 @@ def identity_of(paths: Sequence[str]) -> dict[str, Any]:
                 for place in range(places):
                     file.seek(max(0, found.st_size - SAMPLED_BYTES) * place // (places - 1))
                     crc = google_crc32c.extend(crc, file.read(SAMPLED_BYTES))
-    names = sorted({Path(paths[0]).name, Path(paths[-1]).name})
+    names = list(dict.fromkeys(Path(p).name for p in (paths[0], paths[-1])))  # in the order of the frames
     return {
         "files": len(paths),
         "names": names,
