@@ -121,10 +121,12 @@ def test_nan_reaches_just_the_windows_that_hold_it():
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
-def test_far_from_the_ends_it_is_the_median_filter_of_scipy(dtype):
+def test_far_from_the_ends_every_pixel_is_the_median_filter_of_scipy_on_its_row(dtype):
     frames = frames_of("full range", dtype, (80, 2, 5))
-    theirs = ndimage.median_filter(frames, (21, 1, 1))
-    assert_array_equal(kernels.moving_median(frames, 10, 1)[10:-10], theirs[10:-10])
+    ours = kernels.moving_median(frames, 10, 1)
+    for r, c in np.ndindex(2, 5):  # one-dimensional: SciPy has code of its own for that
+        theirs = ndimage.median_filter(np.ascontiguousarray(frames[:, r, c]), 21)
+        assert_array_equal(ours[10:-10, r, c], theirs[10:-10])
 
 
 def test_windows_may_be_any_that_do_not_go_back():

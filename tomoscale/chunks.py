@@ -195,7 +195,7 @@ class ChunkFiles:
             return [body], checksum(body)
         crc = google_crc32c.value(body)
         end = struct.pack("<I", crc)
-        return [body, end], google_crc32c.extend(crc, end[::-1])
+        return [body, end], google_crc32c.extend(crc, end[::-1])  # as `checksum` takes it
 
     def parts(self, start: Sequence[int], block: np.ndarray | Stream) -> Iterator[tuple[Index, np.ndarray]]:
         """
