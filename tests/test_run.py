@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import dask.array as da
@@ -381,3 +383,25 @@ def test_only_results_of_tomoscale_are_replaced(tmp_path):
             run.write({"a": np.arange(3)}, target, overwrite=True, quiet=True)
     assert (store.open_volume(foreign).whole() == 1).all()
     assert (tmp_path / "other.zarr.incomplete/a.tif").exists()
+
+
+SCRIPT = """
+from tomoscale import cluster, run, simulate
+with cluster.connect("local", workers=1) as workers:
+    run.write(simulate.spheres(shape=(8, 8, 8)), "out.zarr", connection=workers, quiet=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("script.py", "write what starts them under `if __name__"), ("-", "keep it in a file")],
+)
+def test_a_script_that_local_workers_cannot_import_is_refused_and_leaves_nothing(tmp_path, name, expected):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with open(tmp_path / "script.py") as text:
+        done = subprocess.run(
+            [sys.executable, name], stdin=text, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode != 0
+    assert expected in done.stderr.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["script.py"]

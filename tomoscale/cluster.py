@@ -16,7 +16,7 @@ from tomoscale.access import Access
 from tomoscale.errors import BlocksFailedError, InterruptedRunError, TomoscaleError
 from tomoscale.progress import human_bytes
 from tomoscale.signals import interruptible, kept_from_children
-from tomoscale.workers import SETTINGS
+from tomoscale.workers import SETTINGS, check_script
 
 BASE_BYTES = 250_000_000
 """What a worker holds before its first block: interpreter, Dask, Numba and the compiled kernels (206 MB measured)."""
@@ -222,6 +222,7 @@ def _local(workers: int, threads: int, memory: int, access: Access, stack: ExitS
     import dask
     from distributed import Client
 
+    check_script()
     stack.enter_context(dask.config.set(SETTINGS))
     with kept_from_children():
         cluster = stack.enter_context(_processes(workers, lanes * threads, memory, access.dashboard))

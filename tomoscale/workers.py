@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+from tomoscale.errors import TomoscaleError
 
 WORKER_ENVIRONMENT = {
     # Dask's own value for the first freezes glibc's mmap threshold: up to three times the CPU per byte.
@@ -32,3 +36,30 @@ SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 2,
     "distributed.scheduler.worker-ttl": "60 s",
 }
+
+
+def check_script() -> None:
+    """
+    Refuse to start local workers from a script that they cannot import, as new processes do.
+
+    Raises
+    ------
+    TomoscaleError
+        It was read from standard input, or starts workers whenever it is imported: those would start workers in turn.
+    """
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is None or getattr(main, "__spec__", None) is not None or hasattr(sys, "frozen"):
+        return  # typed in, or a module (`python -m`), or a program of its own: nothing is imported again
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise TomoscaleError(
+            f"{path}: local workers are new processes, which read the script as well; keep it in a file, or connect to "
+            "'threads'"
+        ) from None
+    if not any(way in text for way in ("__main__", "MainProcess", "parent_process")):
+        raise TomoscaleError(
+            f"{path}: local workers are new processes, which run the script as well; write what starts them under "
+            "`if __name__ == '__main__':`, or connect to 'threads'"
+        )
