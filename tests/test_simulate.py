@@ -1,6 +1,7 @@
 """Simulated scans and volumes: the same whatever the blocks, and true to what is said about them."""
 
 import json
+import re
 import tracemalloc
 import warnings
 
@@ -346,3 +347,9 @@ def test_the_smallest_scan_is_made():
     assert frames.shape == (3, 32, 32)
     assert set(made["table"].column_names) == set(spots.COLUMNS)
     assert layout.table({"label": []}, {"label": "uint32"}).num_rows == 0
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 5, 5, 5)])
+def test_a_shape_of_another_number_of_axes_is_refused_with_the_number(shape):
+    with pytest.raises(TomoscaleError, match=re.escape(f"shape: expected 3 values, got {shape}")):
+        simulate.dct(shape=shape)

@@ -144,6 +144,11 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 def first_fault(error: Any) -> str:
     """Say in one line what pydantic found first."""
-    found = error.errors()[0]
+    errors = error.errors()
+    found = errors[0]
+    if isinstance(found["input"], tuple | list) and found["type"] in ("missing", "too_long"):
+        more = sum(e["type"] == "missing" for e in errors)
+        n_values = found.get("ctx", {}).get("max_length", len(found["input"]) + more)
+        return f"expected {n_values} values, got {found['input']!r}"
     text = _MESSAGES.get(found["msg"], found["msg"])
     return f"{text[0].lower()}{text[1:]}, got {found['input']!r}"
