@@ -110,7 +110,7 @@ BAD = {
     "output": ("background scan.zarr -o missing/out.zarr", "does not exist; create it first"),
     "onto input": ("background scan.zarr -o scan.zarr", "in, on or around the input"),
     "verify": ("verify scan.zarr", "not a result of tomoscale"),
-    "simulate": ("simulate dct out.zarr --shape 5", "shape: expected 3 values, got (5,)"),
+    "simulate": ("simulate dct out.zarr --shape 5", "shape"),
 }
 
 
