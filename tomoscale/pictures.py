@@ -214,12 +214,17 @@ def _colour_bar(axes: Axes, drawn: Any, panel: Panel) -> None:
 
 def _decades(bar: Any, panel: Panel) -> None:
     """Put 0, 10, 100 ... on a scale that is linear near zero, where there is room."""
+    from matplotlib.ticker import MaxNLocator
+
     decades = [10.0**p for p in range(-6, 12)]
-    wanted = [v for d in decades for v in (d, 3 * d) if panel.asinh * 0.9 <= v <= panel.high]
-    if len(wanted) >= 2:
-        bar.set_ticks([*([0.0] if panel.low <= 0 else []), *wanted])
-        bar.set_ticklabels([f"{t:.4g}" if abs(t) < 1 else f"{t:.0f}" for t in bar.get_ticks()])
-        bar.ax.minorticks_off()
+    ticks = [v for d in decades for v in (d, 3 * d) if panel.asinh * 0.9 <= v <= panel.high]
+    if len(ticks) >= 2:
+        ticks = [*([0.0] if panel.low <= 0 else []), *ticks]
+    else:  # nearly all of it is linear
+        ticks = [t for t in MaxNLocator(4).tick_values(panel.low, panel.high) if panel.low <= t <= panel.high]
+    bar.set_ticks(ticks)
+    bar.set_ticklabels([f"{t:.4g}" if abs(t) < 1 else f"{t:.0f}" for t in ticks])
+    bar.ax.minorticks_off()
 
 
 def histogram(survey: Survey, unit: str = "counts") -> Figure:
