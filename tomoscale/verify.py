@@ -142,7 +142,7 @@ def find_damage(
         for few in spans(len(wanted), MANY):  # a bounded number of calls at a time
             for found in threads.map(compare, wanted[few]):
                 progress.advance()
-                if found and found[:2] == ("", "zarr.json") and _is_listed(path):
+                if found and found.name == "zarr.json" and _is_listed(path):
                     continue  # levels joined since the manifest was read
                 if found and found.name not in {d.name for d in damaged if d.key == manifest.FILE}:
                     damaged.append(found)
