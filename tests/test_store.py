@@ -11,7 +11,7 @@ from conftest import small_scan, write_array, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoscale import metadata, store
+from tomoscale import blosc, metadata, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
 
@@ -54,6 +54,34 @@ def test_we_read_what_zarr_writes(tmp_path, codecs, separator):
     assert volume.whole().dtype == np.uint16
 
 
+@pytest.mark.parametrize("endian", ["little", "big"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocksize", [0, 1000, 4096])
+@pytest.mark.parametrize("by", ["a kernel", "Blosc"])
+def test_chunks_of_many_blosc_blocks_are_read(tmp_path, monkeypatch, by, blocksize, dtype, endian):
+    """Bits are shuffled in blocks; those of 1000 bytes hold no multiple of eight samples of every type."""
+    monkeypatch.setattr(blosc, "_WORTH", 0)
+    if by == "Blosc":
+        monkeypatch.setattr(blosc, "_as_planes", lambda *_: False)
+    from zarr.codecs import BloscCodec, BytesCodec
+
+    array = np.random.default_rng(0).integers(0, 200, (24, 30, 40)).astype(dtype)
+    stored = zarr.create_array(
+        tmp_path / "a.zarr", shape=array.shape, dtype=array.dtype, chunks=(12, 16, 40),
+        serializer=BytesCodec(endian=endian),
+        compressors=BloscCodec(
+            cname="lz4", shuffle="bitshuffle", typesize=array.itemsize, blocksize=blocksize
+        ),
+    )  # fmt: skip
+    stored[:] = array
+    volume = store.open_volume(tmp_path / "a.zarr")
+    assert volume.files is not None
+    np.testing.assert_array_equal(volume.whole(), array)
+    np.testing.assert_array_equal(
+        volume.read((slice(3, 20), slice(5, 29), slice(7, 8))), array[3:20, 5:29, 7:8]
+    )
+
+
 def test_zarr_version_2_is_read(tmp_path):
     array = small_scan(10, 6, 7)
     stored = zarr.create_array(
@@ -68,7 +96,8 @@ def test_zarr_version_2_is_read(tmp_path):
 def test_any_window_of_any_chunking_is_read(tmp_path_factory, data):
     shape = data.draw(st.tuples(*[st.integers(1, 12)] * 3))
     chunks = data.draw(st.tuples(*[st.integers(1, 13)] * 3))
-    array = np.random.default_rng(0).integers(0, 60000, shape).astype(np.uint16)
+    dtype = data.draw(st.sampled_from(DTYPES))
+    array = np.random.default_rng(0).integers(0, 60000, shape).astype(dtype)
     folder = write_array(tmp_path_factory.mktemp("any") / "a.zarr", array, chunks)
     window = tuple(
         slice(a, data.draw(st.integers(a + 1, n)))

@@ -91,13 +91,13 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def read_object(path: str, root: str, limit: int) -> bytes:
-    """Return the bytes of a stored object, of which there may be so many."""
+def read_object(path: str, root: str, room: np.ndarray) -> np.ndarray:
+    """Read a stored object into an array of bytes, and return the part that it takes."""
     with open_object(path, root) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise DamagedError(f"{path}: {size} bytes; a chunk of it takes at most {limit}")
-        return file.read()
+        if size > len(room):
+            raise DamagedError(f"{path}: {size} bytes; a chunk of it takes at most {len(room)}")
+        return room[: file.readinto(room[:size])]
 
 
 def measure(path: str | Path, key: str = "") -> Stored:

@@ -31,6 +31,7 @@ _HOME = {
     "coarse_means": "_coarse",
     "confusion": "_histograms",
     "frame_median": "_frame_median",
+    "from_bit_planes": "_bit_planes",
     "clean_frames": "_clean_frames",
     "normalise": "_clean_frames",
     "replace_pixels": "_hot_pixels",
@@ -55,7 +56,9 @@ __all__ = [*_HOME, "reference"]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f"tomoscale.kernels.{_HOME[name]}"), name)
+        kernel = getattr(importlib.import_module(f"tomoscale.kernels.{_HOME[name]}"), name)
+        globals()[name] = kernel  # to look for it takes as long as to clean a small chunk
+        return kernel
     if name == "reference":
         return importlib.import_module("tomoscale.kernels.reference")
     raise AttributeError(f"module 'tomoscale.kernels' has no attribute {name!r}")

@@ -55,6 +55,15 @@ def clean_frames(
     return frame_median(normalise(frames, dark, scale) - background[np.asarray(window_of_frame)], size)
 
 
+def from_bit_planes(planes: NDArray[np.uint8], shape: tuple[int, ...], per_block: int, dtype: str) -> NDArray:
+    """Samples of which block after block all lowest bits come first, then the next ones, eight in a byte."""
+    itemsize = np.dtype(dtype).itemsize
+    blocks = np.split(planes, range(per_block * itemsize, len(planes), per_block * itemsize))
+    bits = [np.unpackbits(b.reshape(8 * itemsize, -1), axis=1, bitorder="little") for b in blocks]
+    samples = [np.packbits(b, axis=0, bitorder="little").T.ravel() for b in bits]
+    return np.concatenate(samples).view(dtype).reshape(shape)
+
+
 def value_counts(values: NDArray) -> NDArray[np.int64]:
     """Number of voxels of every value of an integer type, from its lowest on."""
     info = np.iinfo(values.dtype)
