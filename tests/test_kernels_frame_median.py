@@ -140,6 +140,51 @@ def test_without_dark_and_scale_the_background_is_subtracted_from_the_raw_frames
     assert_array_equal(kernels.clean_frames(**given, size=1, out=np.empty((6, 21, 40), np.float32)), expected)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    data=st.data(),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    to=st.sampled_from(["float32", "int32", "int16"]),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 80)),
+    spread=st.sampled_from([3, 200, 16_383, 16_384, 65_535]),
+    quarter=st.booleans(),
+    strange=st.sampled_from([None, 0.25, -0.5, 65_536.0, 1e9]),
+)
+def test_counts_are_cleaned_as_floats_are(data, seed, dtype, to, shape, spread, quarter, strange):
+    """In half counts where that is exact; whether it is, changes from frame to frame and from window to window."""
+    rng = np.random.default_rng(seed)
+    most = min(np.iinfo(dtype).max, spread)
+    frames = rng.integers(0, most + 1, shape).astype(dtype)
+    background = (rng.integers(0, 2 * most + 1, (3, *shape[1:])) / 2).astype(np.float32)
+    if strange is not None:
+        background[tuple(rng.integers(0, background.shape))] = strange
+    dark = rng.integers(0, 9, shape[1:]) / np.float32(4 if quarter else 2)
+    window = rng.integers(0, 3, shape[0])
+    crop = tuple(data.draw(st.integers(0, n - 1)) for n in shape[1:])
+    part = tuple(slice(c, data.draw(st.integers(c + 1, n))) for c, n in zip(crop, shape[1:], strict=True))
+    expected = reference.clean_frames(frames, dark, None, background, window, 3)[:, *part]
+    out = kernels.clean_frames(
+        frames, dark, None, background, window, 3, np.empty(expected.shape, to), crop=crop
+    )
+    limits = (-np.inf, np.inf) if to == "float32" else (np.iinfo(to).min, np.iinfo(to).max)
+    expected = (expected if to == "float32" else np.clip(np.rint(expected.astype("f8")), *limits)).astype(to)
+    assert_array_equal(out, expected)
+    assert not np.signbit(out[out == 0]).any()
+
+
+@pytest.mark.parametrize("apart", [16_383, 16_384, 32_768, 65_535])
+def test_a_pixel_far_from_its_background_is_not_cut_off(apart):
+    frames = np.zeros((3, 8, 40), np.uint16)
+    frames[1, 2:6, 5:30] = apart
+    for background in (0, apart):
+        given = np.full((1, 8, 40), background, np.float32)
+        out = kernels.clean_frames(
+            frames, None, None, given, [0, 0, 0], 3, np.empty(frames.shape, np.float32)
+        )
+        assert_array_equal(out, reference.clean_frames(frames, None, None, given, [0, 0, 0], 3))
+
+
 def test_multiplication_and_subtraction_are_rounded_one_by_one():
     """A fused multiply-add would leave the rounding error of 1.1 * 3 instead of zero."""
     frames, scale = np.full((1, 1, 64), 3, np.uint16), np.float32([1.1])

@@ -24,11 +24,20 @@ def plain(array: ArrayLike, dtype: DTypeLike | None = None) -> NDArray:
     given = np.asarray(array)
     if dtype is None and given.dtype == np.float16:
         dtype = np.float32
-    wanted = (given.dtype if dtype is None else np.dtype(dtype)).newbyteorder("=")
-    fits = given.dtype == wanted and given.flags.c_contiguous and given.flags.aligned
+    wanted = given.dtype if dtype is None else np.dtype(dtype)
+    if not wanted.isnative:
+        wanted = wanted.newbyteorder("=")
+    layout = given.flags
+    fits = given.dtype == wanted and layout.c_contiguous and layout.aligned
     view = (given if fits else np.require(given, wanted, ["C", "A"])).view()
     view.flags.writeable = False
     return view
+
+
+@functools.cache
+def name_of(dtype: np.dtype) -> str:
+    """Return the name of a type, which NumPy puts together anew every time."""
+    return dtype.name
 
 
 def namespace(array: Any) -> Any:

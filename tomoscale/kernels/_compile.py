@@ -102,7 +102,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        kinds = _kind(args)
+        kinds = tuple([(a.dtype, a.ndim, a.flags.num) if type(a) is np.ndarray else _kind(a) for a in args])
         if kinds not in known:
             types = tuple(map(numba.typeof, args))
             with _LOCK:

@@ -1,0 +1,96 @@
+"""
+Frames cleaned in 16-bit integers, where that is exact: twice as many pixels in a vector as in float32.
+
+Without a level every cleaned value is a whole number of half counts: raw counts less a dark image and a median, which
+is a count or the mean of two. Where one does not fit 16 bits, that frame is cleaned in float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tomoscale.kernels._compile import inlined, part
+from tomoscale.kernels._median_3 import STRIP, line_of, room, two_rows
+from tomoscale.kernels._rows import repeat_ends
+
+FURTHEST = 16_383
+"""Whole counts between a pixel and its background; twice that and one fits 16 bits."""
+
+
+@part
+def half_counts(background, dark, first, floors, halves):  # type: ignore[no-untyped-def]
+    """
+    Split background plus dark into whole counts and a half; tell whether that is exact.
+
+    `floors` and `halves` begin at row and column `first` of the background.
+    """
+    top, left = first
+    n_rows, n_columns = floors.shape
+    exact = True
+    for r in range(n_rows):
+        base, offset = background[top + r, left:], dark[min(top + r, dark.shape[0] - 1), left:]
+        floor, half = floors[r], halves[r]
+        for j in range(n_columns):
+            double = (np.float64(base[j]) + np.float64(offset[j])) * 2.0
+            whole = np.int32(double) if 0.0 <= double <= 131_071.0 else np.int32(-1)  # NaN is neither
+            exact &= whole == double
+            floor[j] = np.uint16(whole >> 1)
+            half[j] = np.int16(whole & 1)
+    return exact
+
+
+@part
+def medians_of_halves(frame, floors, halves, first, crop, rows, out):  # type: ignore[no-untyped-def]
+    """
+    Clean one frame, medians of 3 x 3; tell whether all fits 16 bits, else `out` is of no use.
+
+    `floors` and `halves` begin at row and column `first` of the frame, `out` at `crop`.
+    """
+    (first_row, first_column), (top, left) = first, crop
+    n_rows, n_columns = out.shape
+    last = min(top + n_rows, frame.shape[0] - 1)
+    lines, upper, lower = rows
+    for begin in range(0, n_columns, STRIP):
+        end = min(begin + STRIP, n_columns)
+        for r in range(-2, n_rows, 2):
+            for i in range(2):
+                nearest = min(max(top + r + 1 + i, 0), last)
+                line = line_of(lines, r + 1 + i, end - begin)
+                k = nearest - first_row
+                if not _cleaned(frame[nearest], floors[k], halves[k], first_column, left + begin - 1, line):
+                    return False
+            if r >= 0:
+                two_rows(lines, r, upper[: end - begin], lower[: end - begin])
+                _store(upper, out[r, begin:end])
+                if r < n_rows - 1:
+                    _store(lower, out[r + 1, begin:end])
+    return True
+
+
+@inlined
+def rows_of_halves():  # type: ignore[no-untyped-def]
+    """Allocate the lines of `medians_of_halves`."""
+    lines, upper = room(np.empty(0, np.int16))
+    return lines, upper, upper.copy()
+
+
+@inlined
+def _cleaned(pixels, floor, half, first_column, first, line):  # type: ignore[no-untyped-def]
+    """Write half counts from column `first` on, the nearest pixel beyond the ends; tell whether they fit."""
+    begin, end = max(-first, 0), min(line.size, pixels.size - first)
+    given = pixels[first + begin : first + end]
+    base, odd = floor[first + begin - first_column :], half[first + begin - first_column :]
+    inside = line[begin:end]
+    furthest = np.uint16(0)
+    for j in range(inside.size):
+        a, b = np.uint16(given[j]), base[j]
+        furthest = max(furthest, np.uint16(max(a, b) - min(a, b)))
+        inside[j] = np.int16(np.uint16(np.uint16(a - b) << np.uint16(1)) - odd[j])
+    repeat_ends(line, begin, end)
+    return furthest <= FURTHEST
+
+
+@inlined
+def _store(row, out):  # type: ignore[no-untyped-def]
+    for j in range(out.size):
+        out[j] = np.float32(row[j]) * np.float32(0.5)
