@@ -82,6 +82,23 @@ def test_chunks_of_many_blosc_blocks_are_read(tmp_path, monkeypatch, by, blocksi
     )
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", ">u2", "float32"])
+@pytest.mark.parametrize("shape", [(1, 8), (3, 8), (64, 1000), (9, 7), (40, 20_000), (16, 65_536)])
+@pytest.mark.parametrize("content", ["steps", "noise", "zeros"])
+def test_kernels_write_the_bytes_that_blosc_writes(monkeypatch, dtype, shape, content):
+    """Also where bytes do not get fewer, which Blosc stores as they are."""
+    rng = np.random.default_rng(0)
+    raw = rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    samples = np.frombuffer(raw, dtype) if content == "noise" else np.zeros(shape, dtype).reshape(-1)
+    if content == "steps":
+        samples = (rng.integers(0, 9, samples.size) + np.arange(samples.size) // 50 % 100).astype(dtype)
+    how = ("lz4", 5, blosc.SHUFFLES["bitshuffle"], 0)
+    monkeypatch.setattr(blosc, "_WORTH", 0)
+    by_kernel = b"".join(blosc.encode(samples, how))
+    monkeypatch.setattr(blosc, "_by_kernels", lambda *_: False)
+    assert by_kernel == b"".join(blosc.encode(samples, how))
+
+
 def test_zarr_version_2_is_read(tmp_path):
     array = small_scan(10, 6, 7)
     stored = zarr.create_array(

@@ -23,8 +23,10 @@ _FORMAT = 2
 """The version whose layout is known."""
 _HOW, _BITWISE = 0b1111, 0b0100
 """Flags that say how the samples of a chunk lie; as bit planes, and compressed."""
-_WORTH = 2**27
-"""Bytes of a window from which on it pays to load Numba for nothing but decoding it."""
+_WORTH = 2**28
+"""Bytes from which on it pays to load Numba for nothing but shuffling bits."""
+_met = 0
+"""Bytes that this process has met so far."""
 
 
 @functools.cache
@@ -86,10 +88,46 @@ def decode(
     target[...] = chunk[inside]
 
 
-def compress(samples: np.ndarray, how: tuple[str, int, int, int]) -> bytes:
-    """Encode contiguous samples by compressor, level, way of shuffling and bytes of a block."""
+def encode(samples: np.ndarray, how: tuple[str, int, int, int]) -> list[Any]:
+    """
+    Encode contiguous samples.
+
+    Parameters
+    ----------
+    samples : (n,) array
+        In the byte order that is stored.
+    how : (str, int, int, int)
+        Compressor, level, way of shuffling and bytes of a block, 0 for what Blosc prefers.
+
+    Returns
+    -------
+    list of bytes-like
+        The stored bytes in pieces: the same as Blosc writes by itself.
+    """
     name, level, shuffle, per_block = how
-    return codec().compress(samples, name.encode(), level, shuffle, per_block)
+    itemsize = samples.itemsize
+    if shuffle == SHUFFLES["bitshuffle"] and itemsize in (1, 2) and _by_kernels(samples.size, samples.nbytes):
+        together = _block_of(samples.nbytes, itemsize, how)
+        if together % (8 * itemsize) == 0:
+            planes = np.empty(samples.nbytes, np.uint8)
+            kernels.to_bit_planes(samples, together // itemsize, planes)
+            body = codec().compress(planes.view(f"u{itemsize}"), name.encode(), level, 0, per_block)
+            header = bytearray(body[: BLOSC_HEADER.size])
+            # Bytes that do not get fewer are stored as they came, hence not shuffled.
+            if header[_FLAGS] & _HOW == 0 and BLOSC_HEADER.unpack(header)[5] == together:
+                header[_FLAGS] |= _BITWISE
+                return [bytes(header), memoryview(body)[len(header) :]]
+    return [codec().compress(samples, name.encode(), level, shuffle, per_block)]
+
+
+@functools.cache
+def _block_of(n_bytes: int, itemsize: int, how: tuple[str, int, int, int]) -> int:
+    """Return the bytes that Blosc compresses together: they depend on these numbers only."""
+    name, level, shuffle, per_block = how
+    nothing = np.zeros(n_bytes // itemsize, f"u{itemsize}")
+    return int(
+        BLOSC_HEADER.unpack_from(codec().compress(nothing, name.encode(), level, shuffle, per_block))[5]
+    )
 
 
 def _checked(body: np.ndarray, n_bytes: int) -> int:
@@ -109,13 +147,22 @@ def _as_planes(body: np.ndarray, n_bytes: int, per_block: int, out: np.ndarray) 
         and body[_VERSION] == _FORMAT
         and body[_ITEMSIZE] == out.itemsize
         and out.itemsize in (1, 2, 4)
-        and sys.byteorder == "little"
-        # Others the library does not shuffle.
         and per_block >= 8
         and per_block % 8 == 0
-        and n_bytes // out.itemsize % 8 == 0
-        and ("numba" in sys.modules or out.nbytes >= _WORTH)
+        and _by_kernels(n_bytes // out.itemsize, n_bytes)
     )
+
+
+def _by_kernels(n: int, n_bytes: int) -> bool:
+    """
+    Tell whether kernels are to shuffle the bits of so many samples.
+
+    Blosc does not shuffle a number of samples that is no multiple of eight. And to load Numba takes as long as it
+    spares in some hundred megabytes, which this process must have met first, if nothing else needs it.
+    """
+    global _met
+    _met += n_bytes
+    return n % 8 == 0 and sys.byteorder == "little" and ("numba" in sys.modules or _met > _WORTH)
 
 
 def _decompress(body: np.ndarray, target: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -157,18 +158,17 @@ class ChunkFiles:
 
     # ------------------------------------------------------------ writing
 
-    def encode(self, part: np.ndarray) -> tuple[list[bytes], int]:
+    def encode(self, part: np.ndarray) -> tuple[list[Any], int]:
         """Return the stored bytes of one chunk, in pieces, and their `checksum`."""
         flat = np.ascontiguousarray(part, self.dtype).reshape(-1)
-        if self.compressor is None:
-            body = flat.tobytes()
-        else:
-            body = blosc.compress(flat, self.compressor)
+        pieces = [flat.tobytes()] if self.compressor is None else blosc.encode(flat, self.compressor)
         if not self.checksum:
-            return [body], checksum(body)
-        crc = google_crc32c.value(body)
+            return pieces, checksum(*pieces)
+        crc = 0
+        for piece in pieces:
+            crc = google_crc32c.extend(crc, np.frombuffer(piece, np.uint8))
         end = struct.pack("<I", crc)
-        return [body, end], google_crc32c.extend(crc, end[::-1])  # as `checksum` takes it
+        return [*pieces, end], google_crc32c.extend(crc, end[::-1])  # as `checksum` takes it
 
     def parts(self, start: Sequence[int], block: np.ndarray | Stream) -> Iterator[tuple[Index, np.ndarray]]:
         """

@@ -1,5 +1,5 @@
 """
-Samples from bit planes, placed where they belong.
+Samples as bit planes and back, placed where they belong.
 
 Blosc's bit shuffle stores the lowest bits of all samples first, eight in a byte, then the next bits. Putting the
 samples together again takes its library twice as long as decompressing them; and a chunk that lies across a block
@@ -11,18 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from tomoscale.kernels._bit_vectors import TOGETHER, join, split
 from tomoscale.kernels._compile import compiled, inlined
 
-TOGETHER = 32
-"""Bytes of every plane at a time: a vector of AVX2; a longer one does not fit the registers."""
 ITEMSIZES = (1, 2, 4)
 """Bytes of a sample; with eight, 64 planes do not fit the registers."""
 _UNSIGNED = {n: np.dtype(f"u{n}") for n in ITEMSIZES}
@@ -81,6 +76,33 @@ def from_bit_planes(
         _place(planes, size, per_block, begin + k, flat, to + j, np.array(runs[-3:]))
 
 
+def to_bit_planes(samples: NDArray, per_block: int, planes: NDArray[np.uint8]) -> None:
+    """
+    Take samples apart into bit planes, as `from_bit_planes` finds them.
+
+    Parameters
+    ----------
+    samples : (n,) array
+        Contiguous, of one, two or four bytes; a multiple of eight.
+    per_block : int
+        Samples in a block, a multiple of eight; the last one may have fewer.
+    planes : (bytes of the samples,) array of uint8
+        Where they go.
+
+    Raises
+    ------
+    ValueError
+        Something is not as above.
+    """
+    if samples.itemsize not in ITEMSIZES or samples.ndim != 1 or not samples.flags.c_contiguous:
+        raise ValueError(f"to_bit_planes: {samples.dtype} {samples.shape}; need 1, 2 or 4 bytes, contiguous")
+    if samples.size % 8 or per_block % 8 or per_block < 8 or planes.shape != (samples.nbytes,):
+        raise ValueError(
+            f"to_bit_planes: {samples.size} samples, blocks of {per_block}, do not make {planes.shape} bytes"
+        )
+    _take_apart(samples.view(_UNSIGNED[samples.itemsize]), per_block, planes)
+
+
 def _runs(
     window: Sequence[slice], shape: Sequence[int], corner: Sequence[int], whole: Sequence[int]
 ) -> tuple[int, int, list[tuple[int, int, int]]]:
@@ -134,10 +156,10 @@ def _place_run(planes, size, per_block, k, end, out, to, room):  # type: ignore[
             skipped = (k - block) % 8
             at = block * out.itemsize + (k - block) // 8
             if skipped == 0 and stop - k >= room.size:
-                _join(planes, at, plane, out, to * out.itemsize)
+                join(planes, at, plane, out, to * out.itemsize)
                 count = room.size
             else:
-                _join(planes, at, plane, room, 0)
+                join(planes, at, plane, room, 0)
                 count = min(room.size - skipped, stop - k)
                 for i in range(count):
                     out[to + i] = room[skipped + i]
@@ -145,78 +167,21 @@ def _place_run(planes, size, per_block, k, end, out, to, room):  # type: ignore[
             to += count
 
 
-@intrinsic
-def _join(context: Any, planes: Any, at: Any, apart: Any, out: Any, to: Any) -> Any:
-    """Join the bits of 8 x `TOGETHER` samples, whose planes are so far `apart`, and write them from byte `to` on."""
-    itemsize = out.dtype.bitwidth // 8
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3)
-        )
-        byte = ir.IntType(8)
-        begin = builder.gep(builder.bitcast(source.data, byte.as_pointer()), [arguments[1]])
-        end = builder.gep(builder.bitcast(target.data, byte.as_pointer()), [arguments[4]])
-        rows = [None] * 8 * itemsize
-        for b in range(itemsize):
-            octet = [
-                _load(builder, begin, builder.mul(arguments[2], _of(arguments[2], 8 * b + i)))
-                for i in range(8)
-            ]
-            for i, row in enumerate(_transposed_bits(builder, octet)):
-                rows[i * itemsize + b] = row
-        for i, row in enumerate(_interleaved(builder, rows)):
-            for half in range(TOGETHER // 16):
-                lane = builder.shuffle_vector(row, row, _numbers(range(16 * half, 16 * half + 16)))
-                place = builder.gep(end, [_of(arguments[4], 16 * i + 16 * len(rows) * half)])
-                builder.store(lane, builder.bitcast(place, lane.type.as_pointer())).align = 1
-        return context.get_dummy_value()
-
-    return types.void(planes, at, apart, out, to), generate
-
-
-_BYTES = ir.VectorType(ir.IntType(8), TOGETHER)
-_PAIRS = ir.VectorType(ir.IntType(16), TOGETHER // 2)
-"""Bytes are shifted in pairs, as processors do; what crosses from one to the other is masked."""
-
-
-def _load(builder: Any, begin: Any, offset: Any) -> Any:
-    row = builder.load(builder.bitcast(builder.gep(begin, [offset]), _PAIRS.as_pointer()))
-    row.align = 1
-    return row
-
-
-def _transposed_bits(builder: Any, rows: list[Any]) -> list[Any]:
-    """Return eight rows of bytes where bit i of byte k of row j was bit j of byte k of row i."""
-    for step, mask in ((4, 0x0F0F), (2, 0x3333), (1, 0x5555)):
-        shift, low = (ir.Constant(_PAIRS, [n] * _PAIRS.count) for n in (step, mask))
-        for i in (i for i in range(8) if not i & step):
-            above, below = rows[i], rows[i + step]
-            swapped = builder.and_(builder.xor(builder.lshr(above, shift), below), low)
-            rows[i + step] = builder.xor(below, swapped)
-            rows[i] = builder.xor(above, builder.shl(swapped, shift))
-    return [builder.bitcast(row, _BYTES) for row in rows]
-
-
-def _interleaved(builder: Any, rows: list[Any]) -> list[Any]:
-    """Return rows whose 16-byte lanes hold a byte of every row in turn; first those of the first lanes."""
-    lanes = range(0, TOGETHER, 16)
-    halves = [
-        _numbers(
-            k for lane in lanes for j in range(8) for k in (lane + 8 * h + j, TOGETHER + lane + 8 * h + j)
-        )
-        for h in range(2)
-    ]
-    for _ in range(len(rows).bit_length() - 1):
-        pairs = list(zip(rows, rows[len(rows) // 2 :], strict=False))
-        rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in halves]
-    return rows
-
-
-def _numbers(values: Any) -> Any:
-    values = list(values)
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(values)), values)
-
-
-def _of(like: Any, value: int) -> Any:
-    return ir.Constant(like.type, value)
+@compiled
+def _take_apart(samples, per_block, planes):  # type: ignore[no-untyped-def]
+    """Write the planes of every block."""
+    itemsize = samples.itemsize
+    few, room = np.zeros(8 * TOGETHER, samples.dtype), np.empty(8 * itemsize * TOGETHER, np.uint8)
+    for block in range(0, samples.size, per_block):
+        plane = min(per_block, samples.size - block) // 8
+        for k in range(0, plane, TOGETHER):
+            at, rest = block * itemsize + k, plane - k
+            if rest >= TOGETHER:
+                split(samples, (block + 8 * k) * itemsize, planes, at, plane)
+                continue
+            for j in range(8 * rest):
+                few[j] = samples[block + 8 * k + j]
+            split(few, 0, room, 0, TOGETHER)
+            for i in range(8 * itemsize):
+                for j in range(rest):
+                    planes[at + i * plane + j] = room[i * TOGETHER + j]
