@@ -23,6 +23,8 @@ _FORMAT = 2
 """The version whose layout is known."""
 _HOW, _BITWISE = 0b1111, 0b0100
 """Flags that say how the samples of a chunk lie; as bit planes, and compressed."""
+_MOST = 2**23
+"""Bytes of a chunk to encode: its planes lie beside it, which no plan counts."""
 _WORTH = 2**28
 """Bytes from which on it pays to load Numba for nothing but shuffling bits."""
 _met = 0
@@ -106,7 +108,8 @@ def encode(samples: np.ndarray, how: tuple[str, int, int, int]) -> list[Any]:
     """
     name, level, shuffle, per_block = how
     itemsize = samples.itemsize
-    if shuffle == SHUFFLES["bitshuffle"] and itemsize in (1, 2) and _by_kernels(samples.size, samples.nbytes):
+    bitwise = shuffle == SHUFFLES["bitshuffle"] and itemsize in (1, 2) and samples.nbytes <= _MOST
+    if bitwise and _by_kernels(samples.size, samples.nbytes):
         together = _block_of(samples.nbytes, itemsize, how)
         if together % (8 * itemsize) == 0:
             planes = np.empty(samples.nbytes, np.uint8)
