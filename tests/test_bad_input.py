@@ -302,7 +302,7 @@ SOURCES = {
         "convert t o.zarr --dark d.h5", "not followed",
     ),
     "grid": (tiffs(), "convert t o.zarr --grid 3x3", "cannot be cut into 3 x 3"),
-    "grid words": (tiffs(), "convert t o.zarr --grid many", "expected numbers separated by commas"),
+    "grid words": (tiffs(), "convert t o.zarr --grid many", "or by x as in 2x2"),
     "grid zero": (tiffs(), "convert t o.zarr --grid 0x2", "greater than or equal to 1"),
     "chunks": (tiffs(), "convert t o.zarr --chunks 0,4,4", "greater than or equal to 1"),
     "chunks axes": (tiffs(), "convert t o.zarr --chunks 4,4", "chunks"),

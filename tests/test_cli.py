@@ -66,6 +66,11 @@ def test_a_subcommand_may_be_an_option(folder):
     assert store.open_volume("a.zarr").history()[-1]["operation"] == "otsu.initial_mask"
 
 
+def test_help_of_convert_says_that_the_output_comes_last(capsys):
+    assert run("convert --help") == 0
+    assert capsys.readouterr().out.startswith("Usage: tomoscale convert [OPTIONS] SOURCE... OUT\n\nConvert")
+
+
 def test_quiet_prints_the_path_alone(folder, capsys):
     assert run("background scan.zarr -o a.zarr --step 9 --scheduler threads --quiet") == 0
     assert capsys.readouterr() == ("a.zarr\n", "")

@@ -69,7 +69,7 @@ def test_words_name_arrays_parameters_and_inputs(cleaned):
 def test_missing_chunk_is_counted(cleaned):
     next(f for f in (cleaned / "frames" / "c").rglob("*") if f.is_file()).unlink()
     assert info.describe(cleaned)["arrays"]["frames"]["missing"] == 1
-    assert "1 chunks of frames are missing" in info.show(cleaned)
+    assert "it lacks 1 chunk of frames;" in info.show(cleaned)
 
 
 def test_unfinished_run_tells_how_far_it_is_and_that_nobody_writes(unfinished):

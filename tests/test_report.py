@@ -146,6 +146,14 @@ def test_before_and_after_share_one_scale(cleaned, monkeypatch):
     assert frame[3].low == -frame[3].high
 
 
+def test_own_scale_ends_where_the_values_do_or_at_eight_widths_of_the_noise():
+    noise = np.random.default_rng(0).normal(0, 10, (64, 64))
+    blob = noise.copy()
+    blob[5, 5] = 5000
+    assert report._own_scale(noise) == np.abs(noise).max()
+    assert 70 < report._own_scale(blob) < 90
+
+
 def test_before_less_background_is_what_was_smoothed(cleaned, scan_path, monkeypatch):
     from scipy.ndimage import median_filter
 

@@ -401,6 +401,13 @@ def colour(tmp_path):
     return tmp_path / "c.tif"
 
 
+def four_frames(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "f.tif", np.zeros((4, 9, 11), np.uint16), photometric="rgb", planarconfig="separate"
+    )
+    return tmp_path / "f.tif"
+
+
 def jpeg(tmp_path):
     tifffile.imwrite(tmp_path / "j.tif", np.zeros((16, 16), np.uint8), compression="jpeg")
     return tmp_path / "j.tif"
@@ -539,6 +546,7 @@ WRONG = {
     "tiff 12 bits": (lambda d: damaged_tiff(d, lambda p: patch(p, 258, 12)), ["12 bits per pixel"]),
     "tiff loop": (lambda d: damaged_tiff(d, loop), ["form a loop"]),
     "tiff colour": (colour, ["3 samples per pixel", "convert to grey"]),
+    "tiff stack taken for colour": (four_frames, ["4 samples per pixel", "a stack", "minisblack"]),
     "tiff jpeg": (jpeg, ["compression 7 (JPEG)", "known are"]),
     "tiff other shape": (lambda d: mixed(d, stack(1, 5, 6)[0]), ["f_3.tif", "5 x 6 uint16", "9 x 11 uint16"]),
     "tiff other type": (lambda d: mixed(d, stack(1, dtype="f4")[0]), ["f_3.tif", "float32"]),

@@ -96,11 +96,20 @@ def build() -> App:
                 groups[word] = App(name=word, help=summary, help_format="markdown")
                 app.command(groups[word])
             parent = groups[word]
+        adapted = _adapted(function)
         if name:
-            parent.command(_adapted(function), name=name)
+            parent.command(adapted, name=name, usage=_usage(function.command, adapted))  # type: ignore[attr-defined]
         else:
-            parent.default(_adapted(function))
+            parent.default(adapted)
     return app
+
+
+def _usage(command: str, adapted: Callable[..., Any]) -> str | None:
+    """Say that the last of several files is the output; None for what cyclopts says itself."""
+    for p in inspect.signature(adapted).parameters.values():
+        if p.kind is p.VAR_POSITIONAL:
+            return f"Usage: tomoscale {command} [OPTIONS] {p.name.upper()}... OUT"
+    return None
 
 
 def _adapted(function: Callable[..., Any]) -> Callable[..., Any]:

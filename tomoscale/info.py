@@ -230,8 +230,9 @@ def state(found: Mapping[str, Any]) -> str:
         return "not written by tomoscale: no history, and nothing tells whether it is complete"
     missing = {n: a["missing"] for n, a in found["arrays"].items() if a["missing"]}
     if found["complete"]:
-        lost = [*(f"{n} chunks of {name}" for name, n in missing.items()), *found["lost"]]
-        return f"complete, but {', '.join(lost)} are missing; see `tomoscale verify`" if lost else "complete"
+        lost = [f"{n} {'chunk' if n == 1 else 'chunks'} of {name}" for name, n in missing.items()]
+        lost += found["lost"]
+        return f"complete, but it lacks {', '.join(lost)}; see `tomoscale verify`" if lost else "complete"
     run = found.get("run")
     if run is None:
         return "not complete"

@@ -115,8 +115,7 @@ def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     if behind is not None:
         panels.append(Panel("Background", behind, low, high))
     panels.append(Panel("After, same scale" if before is not None else "After", after, low, high))
-    noise = pictures.limits(after, low=16, high=84)
-    symmetric = 4 * max(noise[1] - noise[0], 1e-6)
+    symmetric = _own_scale(after)
     panels.append(Panel("After, own scale", after, -symmetric, symmetric, RESIDUAL))
     section = Section(f"One frame before and after: {shown.place(k)}")
     section.text.append(
@@ -140,6 +139,18 @@ def _cleaned_frame(shown: Shown, k: int, after: np.ndarray) -> Section:
     alternative = f"{shown.place(k)}: " + ", ".join(p.title for p in panels)
     section.pictures.append(Picture("frame", pictures.png(pictures.images(panels)), alternative, caption))
     return section
+
+
+def _own_scale(after: np.ndarray) -> float:
+    """
+    Return the end of a scale around zero: eight widths of the noise, or the largest value if that is less.
+
+    >>> _own_scale(np.array([-3.0, -1.0, 0.0, 1.0, 2.0]))
+    3.0
+    """
+    low, high = pictures.limits(after, low=16, high=84)
+    largest = float(np.abs(after[np.isfinite(after)]).max(initial=0))
+    return max(min(4 * (high - low), largest), 1e-6)
 
 
 def _common_scale(background: np.ndarray | None, after: np.ndarray) -> tuple[float, float]:

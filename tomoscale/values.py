@@ -23,13 +23,13 @@ UNITS = {
 
 
 def numbers(type_: Any, tokens: Sequence[Any]) -> Any:
-    """Read `64,128,128`; also several tokens."""
+    """Read `64,128,128` or `2x2`; also several tokens."""
     words = [w for t in tokens for w in t.value.replace("x", ",").split(",") if w]
     try:
         return tuple(float(w) if any(c in w for c in ".einf") else int(w) for w in words)
     except ValueError:
         raise TomoscaleError(
-            f"{' '.join(t.value for t in tokens)!r}: expected numbers separated by commas"
+            f"{' '.join(t.value for t in tokens)!r}: expected numbers separated by commas, or by x as in 2x2"
         ) from None
 
 

@@ -14,7 +14,7 @@ from tomoscale.errors import TomoscaleError
 from tomoscale.sources.frames import numeric, opened
 
 WIDTH, LENGTH, BITS, COMPRESSION, FILL_ORDER, DESCRIPTION = 256, 257, 258, 259, 266, 270
-STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES = 273, 277, 278, 279
+STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT = 322, 323, 324, 325, 339
 WANTED = frozenset(v for k, v in list(globals().items()) if k.isupper() and isinstance(v, int))
 TYPES = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
@@ -158,9 +158,13 @@ def _page(reader: _Reader, directory: int, tags: dict[int, np.ndarray], order: s
     if rows < 1 or columns < 1:
         raise TomoscaleError(f"{where}: declares {rows} x {columns} pixels; expected at least one")
     if one(SAMPLES, 1) != 1:
-        raise TomoscaleError(
-            f"{where}: {one(SAMPLES)} samples per pixel (a colour image); expected one: convert to grey"
-        )
+        colour = "a colour image); expected one: convert to grey"
+        if one(PLANAR) == 2:  # tifffile.imwrite takes three or four frames for one image by default
+            colour = (
+                "plane by plane: a colour image, or a stack of so many frames); expected one: convert to grey, or "
+                "write the stack with tifffile.imwrite(..., photometric='minisblack')"
+            )
+        raise TomoscaleError(f"{where}: {one(SAMPLES)} samples per pixel ({colour}")
     compression = one(COMPRESSION, 1)
     if compression not in CODECS:
         name = REFUSED.get(compression, "unknown")
