@@ -185,6 +185,27 @@ def test_a_pixel_far_from_its_background_is_not_cut_off(apart):
         assert_array_equal(out, reference.clean_frames(frames, None, None, given, [0, 0, 0], 3))
 
 
+@pytest.mark.parametrize(
+    ("dark", "background", "pixels"),
+    [
+        (
+            600.3,
+            1000 - np.float32(600.3),
+            (1000, 4700),
+        ),  # their sum is a whole number, yet differences are rounded
+        (1e9, 1000 - np.float32(1e9), (0, 10_000)),
+        (100, 1e-20, (100, 101)),  # the sum is rounded
+        (0, -0.5, (60_000, 60_100)),
+    ],
+)
+def test_where_floats_are_rounded_so_are_counts(dark, background, pixels):
+    frames = np.arange(*pixels, dtype=np.uint16).reshape(1, 1, -1)
+    dark = np.full(frames.shape[1:], dark, np.float32)
+    background = np.full(frames.shape, background, np.float32)
+    out = kernels.clean_frames(frames, dark, None, background, [0], 3, np.empty(frames.shape, np.float32))
+    assert_array_equal(out, reference.clean_frames(frames, dark, None, background, [0], 3))
+
+
 def test_multiplication_and_subtraction_are_rounded_one_by_one():
     """A fused multiply-add would leave the rounding error of 1.1 * 3 instead of zero."""
     frames, scale = np.full((1, 1, 64), 3, np.uint16), np.float32([1.1])

@@ -1,8 +1,9 @@
 """
 Frames cleaned in 16-bit integers, where that is exact: twice as many pixels in a vector as in float32.
 
-Without a level every cleaned value is a whole number of half counts: raw counts less a dark image and a median, which
-is a count or the mean of two. Where one does not fit 16 bits, that frame is cleaned in float32.
+Without a level, and with no dark image or a coarse one, every cleaned value is a whole number of half counts: raw
+counts less a median, which is a count or the mean of two. Where one does not fit 16 bits, that frame is cleaned in
+float32; so are all where float32 has to round, for then it would be seen which of the two it was.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from tomoscale.kernels._rows import repeat_ends
 
 FURTHEST = 16_383
 """Whole counts between a pixel and its background; twice that and one fits 16 bits."""
+DARKEST, PARTS = 65_536.0, 128.0
+"""
+Counts of a dark image, and the parts of one that it is given in: the difference to a pixel, below twice as much, takes
+the 24 bits of a float32. With finer ones float32 rounds this difference, and the cleaned value is no half count.
+"""
 
 
 @part
@@ -26,17 +32,21 @@ def half_counts(background, dark, first, floors, halves):  # type: ignore[no-unt
     """
     top, left = first
     n_rows, n_columns = floors.shape
-    exact = True
     for r in range(n_rows):
         base, offset = background[top + r, left:], dark[min(top + r, dark.shape[0] - 1), left:]
         floor, half = floors[r], halves[r]
+        exact = True
         for j in range(n_columns):
-            double = (np.float64(base[j]) + np.float64(offset[j])) * 2.0
-            whole = np.int32(double) if 0.0 <= double <= 131_071.0 else np.int32(-1)  # NaN is neither
-            exact &= whole == double
+            median, lowest = np.float64(base[j]), np.float64(offset[j])
+            double = (median + lowest) * 2.0
+            whole = np.int32(double) if 0.0 <= double <= 131_071.0 else np.int32(0)  # NaN is neither
+            exact &= whole == double and whole * 0.5 - lowest == median  # else the sum was rounded
+            exact &= abs(lowest) <= DARKEST and np.rint(lowest * PARTS) == lowest * PARTS
             floor[j] = np.uint16(whole >> 1)
             half[j] = np.int16(whole & 1)
-    return exact
+        if not exact:
+            return False
+    return True
 
 
 @part
