@@ -146,7 +146,7 @@ def test_without_dark_and_scale_the_background_is_subtracted_from_the_raw_frames
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(["uint8", "uint16"]),
     to=st.sampled_from(["float32", "int32", "int16"]),
-    shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 80)),
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(1, 80)),
     spread=st.sampled_from([3, 200, 16_383, 16_384, 65_535]),
     quarter=st.booleans(),
     strange=st.sampled_from([None, 0.25, -0.5, 65_536.0, 1e9]),
@@ -160,7 +160,7 @@ def test_counts_are_cleaned_as_floats_are(data, seed, dtype, to, shape, spread, 
     if strange is not None:
         background[tuple(rng.integers(0, background.shape))] = strange
     dark = rng.integers(0, 9, shape[1:]) / np.float32(4 if quarter else 2)
-    window = rng.integers(0, 3, shape[0])
+    window = np.repeat(rng.integers(0, 3, shape[0]), rng.integers(1, 20, shape[0]))[: shape[0]]
     crop = tuple(data.draw(st.integers(0, n - 1)) for n in shape[1:])
     part = tuple(slice(c, data.draw(st.integers(c + 1, n))) for c, n in zip(crop, shape[1:], strict=True))
     expected = reference.clean_frames(frames, dark, None, background, window, 3)[:, *part]
@@ -175,14 +175,34 @@ def test_counts_are_cleaned_as_floats_are(data, seed, dtype, to, shape, spread, 
 
 @pytest.mark.parametrize("apart", [16_383, 16_384, 32_768, 65_535])
 def test_a_pixel_far_from_its_background_is_not_cut_off(apart):
-    frames = np.zeros((3, 8, 40), np.uint16)
+    frames = np.zeros((9, 8, 40), np.uint16)
     frames[1, 2:6, 5:30] = apart
+    window = np.zeros(len(frames), int)
     for background in (0, apart):
         given = np.full((1, 8, 40), background, np.float32)
-        out = kernels.clean_frames(
-            frames, None, None, given, [0, 0, 0], 3, np.empty(frames.shape, np.float32)
-        )
-        assert_array_equal(out, reference.clean_frames(frames, None, None, given, [0, 0, 0], 3))
+        out = kernels.clean_frames(frames, None, None, given, window, 3, np.empty(frames.shape, np.float32))
+        assert_array_equal(out, reference.clean_frames(frames, None, None, given, window, 3))
+
+
+@pytest.mark.parametrize(
+    ("dark", "background", "pixels"),
+    [
+        (
+            600.3,
+            1000 - np.float32(600.3),
+            (1000, 4700),
+        ),  # their sum is a whole number, yet differences are rounded
+        (1e9, 1000 - np.float32(1e9), (0, 10_000)),
+        (100, 1e-20, (100, 101)),  # the sum is rounded
+        (0, -0.5, (60_000, 60_100)),
+    ],
+)
+def test_where_floats_are_rounded_so_are_counts(dark, background, pixels):
+    frames = np.tile(np.arange(*pixels, dtype=np.uint16), (9, 1, 1))
+    dark = np.full(frames.shape[1:], dark, np.float32)
+    background = np.full((1, *dark.shape), background, np.float32)
+    out = kernels.clean_frames(frames, dark, None, background, [0] * 9, 3, np.empty(frames.shape, np.float32))
+    assert_array_equal(out, reference.clean_frames(frames, dark, None, background, [0] * 9, 3))
 
 
 def test_multiplication_and_subtraction_are_rounded_one_by_one():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from conftest import small_scan, write_array, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoscale import blosc, metadata, store
+from tomoscale import blosc, metadata, objects, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
 
@@ -82,6 +85,22 @@ def test_chunks_of_many_blosc_blocks_are_read(tmp_path, monkeypatch, by, blocksi
     )
 
 
+@pytest.mark.parametrize("together", [16, 17, 33, 48])
+def test_blocks_that_end_within_a_sample_are_read_as_blosc_reads_them(monkeypatch, together):
+    """Blosc itself writes none, but takes them: bits are shuffled of the whole samples in a block."""
+    raw = np.random.default_rng(0).bytes(192)
+    blocks = [struct.pack("<I", len(b)) + b for b in (raw[i : i + together] for i in range(0, 192, together))]
+    sizes = [16 + 4 * len(blocks), *map(len, blocks)]
+    starts = np.cumsum(sizes).astype("<u4")
+    bit_shuffled_and_not_split = 0x34
+    header = struct.pack("<4B3I", 2, 1, bit_shuffled_and_not_split, 2, 192, together, starts[-1])
+    body = header + starts[:-1].tobytes() + b"".join(blocks)
+    monkeypatch.setattr(blosc, "_WORTH", 0)
+    out, room = np.empty(96, np.uint16), np.empty(192 + blosc.SLACK, np.uint8)
+    blosc.decode(np.frombuffer(bytearray(body), np.uint8), (96,), (slice(0, 96),), out, (0,), room)
+    assert out.tobytes() == blosc.codec().decompress(body)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", ">u2", "float32"])
 @pytest.mark.parametrize("shape", [(1, 8), (3, 8), (64, 1000), (9, 7), (40, 20_000), (16, 65_536)])
 @pytest.mark.parametrize("content", ["steps", "noise", "zeros"])
@@ -97,6 +116,25 @@ def test_kernels_write_the_bytes_that_blosc_writes(monkeypatch, dtype, shape, co
     by_kernel = b"".join(blosc.encode(samples, how))
     monkeypatch.setattr(blosc, "_by_kernels", lambda *_: False)
     assert by_kernel == b"".join(blosc.encode(samples, how))
+
+
+def test_a_chunk_that_the_system_gives_in_pieces_is_read_whole(tmp_path, monkeypatch):
+    """Linux gives at most 2 GiB at a time; a file that was cut off since its size was asked for ends sooner."""
+
+    class Pieces(io.FileIO):
+        def readinto(self, target):
+            return super().readinto(memoryview(target)[:5])
+
+    path = tmp_path / "chunk"
+    path.write_bytes(bytes(range(12)))
+    monkeypatch.setattr(objects, "open_object", lambda path, _: Pieces(path))
+    assert (
+        objects.read_object(str(path), str(tmp_path), np.empty(20, np.uint8)).tobytes() == path.read_bytes()
+    )
+    monkeypatch.setattr(objects.os, "fstat", lambda _: SimpleNamespace(st_size=15))
+    assert (
+        objects.read_object(str(path), str(tmp_path), np.empty(20, np.uint8)).tobytes() == path.read_bytes()
+    )
 
 
 def test_zarr_version_2_is_read(tmp_path):

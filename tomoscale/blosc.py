@@ -75,11 +75,11 @@ def decode(
         The bytes are damaged, or declare another size than their own and that of the chunk.
     """
     n_bytes = math.prod(shape) * out.itemsize
-    per_block = _checked(body, n_bytes) // out.itemsize
-    if _as_planes(body, n_bytes, per_block, out):
+    together = _checked(body, n_bytes)
+    if _as_planes(body, n_bytes, together, out):
         body[_FLAGS] &= ~_BITWISE & 0xFF
         _decompress(body, room[:n_bytes])
-        kernels.from_bit_planes(room, shape, per_block, inside, out, corner)
+        kernels.from_bit_planes(room, shape, together // out.itemsize, inside, out, corner)
         return
     target = out[tuple(slice(c, c + w.stop - w.start) for c, w in zip(corner, inside, strict=True))]
     if target.shape == tuple(shape) and target.flags.c_contiguous:
@@ -143,15 +143,15 @@ def _checked(body: np.ndarray, n_bytes: int) -> int:
     return int(declared[5])
 
 
-def _as_planes(body: np.ndarray, n_bytes: int, per_block: int, out: np.ndarray) -> bool:
+def _as_planes(body: np.ndarray, n_bytes: int, together: int, out: np.ndarray) -> bool:
     """Tell whether the samples are stored as bit planes, and whether a kernel is to put them together."""
     return (
         body[_FLAGS] & _HOW == _BITWISE
         and body[_VERSION] == _FORMAT
         and body[_ITEMSIZE] == out.itemsize
         and out.itemsize in (1, 2, 4)
-        and per_block >= 8
-        and per_block % 8 == 0
+        and together > 0
+        and together % (8 * out.itemsize) == 0
         and _by_kernels(n_bytes // out.itemsize, n_bytes)
     )
 

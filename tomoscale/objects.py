@@ -97,7 +97,10 @@ def read_object(path: str, root: str, room: np.ndarray) -> np.ndarray:
         size = os.fstat(file.fileno()).st_size
         if size > len(room):
             raise DamagedError(f"{path}: {size} bytes; a chunk of it takes at most {len(room)}")
-        return room[: file.readinto(room[:size])]
+        end = 0
+        while end < size and (n := file.readinto(room[end:size])):  # at most 2 GiB come at a time
+            end += n
+        return room[:end]
 
 
 def measure(path: str | Path, key: str = "") -> Stored:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from tomoscale.kernels._arrays import name_of, plain
 from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._frame_median import check_size
-from tomoscale.kernels._half_counts import half_counts, medians_of_halves, rows_of_halves
+from tomoscale.kernels._half_counts import SHARED, half_counts, is_coarse, medians_of_halves, rows_of_halves
 from tomoscale.kernels._median_3 import STRIP, line_of, room, two_rows
 from tomoscale.kernels._median_networks import median_row, spread_nan
 from tomoscale.kernels._rows import FITS, normalise_padded, normalise_row, store_row
@@ -237,6 +237,7 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
     if halves is not None:
         floors, odd = halves
         first, rows = (max(top - 1, 0), max(left - 1, 0)), rows_of_halves()
+        coarse = is_coarse(dark)
     window, exact = -1, False
     for k in range(out.shape[0]):
         target = smooth[k % smooth.shape[0]]
@@ -244,7 +245,8 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
         if halves is not None:
             if window != window_of_frame[k]:
                 window = window_of_frame[k]
-                exact = half_counts(background[window], dark, first, floors, odd)
+                pays = coarse and k + SHARED <= out.shape[0] and window_of_frame[k + SHARED - 1] == window
+                exact = pays and half_counts(background[window], dark, first, floors, odd)
             done = exact and medians_of_halves(frames[k], floors, odd, first, (top, left), rows, target)
         given = (frames[k], dark, scale[k], background[window_of_frame[k]])
         if done:
