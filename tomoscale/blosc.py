@@ -26,7 +26,7 @@ _HOW, _BITWISE = 0b1111, 0b0100
 _MOST = 2**23
 """Bytes of a chunk to encode: its planes lie beside it, which no plan counts."""
 _WORTH = 2**28
-"""Bytes from which on it pays to load Numba for nothing but shuffling bits."""
+"""Bytes from which on it pays to load kernels, or to compile them; eight times as many if Numba is not there yet."""
 _met = 0
 """Bytes that this process has met so far."""
 
@@ -160,12 +160,13 @@ def _by_kernels(n: int, n_bytes: int) -> bool:
     """
     Tell whether kernels are to shuffle the bits of so many samples.
 
-    Blosc does not shuffle a number of samples that is no multiple of eight. And to load Numba takes as long as it
-    spares in some hundred megabytes, which this process must have met first, if nothing else needs it.
+    Blosc does not shuffle a number of samples that is no multiple of eight. And a process must have met some data
+    first: a demo of a few megabytes should not wait for a compiler.
     """
     global _met
     _met += n_bytes
-    return n % 8 == 0 and sys.byteorder == "little" and ("numba" in sys.modules or _met > _WORTH)
+    pays = _met > (_WORTH if "numba" in sys.modules else 8 * _WORTH)
+    return pays and n % 8 == 0 and sys.byteorder == "little"
 
 
 def _decompress(body: np.ndarray, target: np.ndarray) -> None:
