@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tomoscale import store
+from tomoscale import blosc, store
+
+blosc._WORTH = 0  # what only large data meet is to be met by small ones, in this process
 
 collect_ignore = ["disturbed.py"]
 """It disturbs the package as soon as it is imported, which looking for doctests would do."""

@@ -26,7 +26,7 @@ _HOW, _BITWISE = 0b1111, 0b0100
 _MOST = 2**23
 """Bytes of a chunk to encode: its planes lie beside it, which no plan counts."""
 _WORTH = 2**28
-"""Bytes from which on it pays to load kernels, or to compile them; eight times as many if Numba is not there yet."""
+"""Bytes from which on it pays to load kernels, or to compile them."""
 _met = 0
 """Bytes that this process has met so far."""
 
@@ -165,8 +165,7 @@ def _by_kernels(n: int, n_bytes: int) -> bool:
     """
     global _met
     _met += n_bytes
-    pays = _met > (_WORTH if "numba" in sys.modules else 8 * _WORTH)
-    return pays and n % 8 == 0 and sys.byteorder == "little"
+    return _met > _WORTH and n % 8 == 0 and sys.byteorder == "little"
 
 
 def _decompress(body: np.ndarray, target: np.ndarray) -> None:
