@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import small_scan, write_array, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoscale import blosc, metadata, objects, store
+from tomoscale import blosc, kernels, metadata, objects, store
 from tomoscale.chunks import ChunkFiles
 from tomoscale.errors import DamagedError, TomoscaleError
 
@@ -63,9 +64,7 @@ def test_we_read_what_zarr_writes(tmp_path, codecs, separator):
 @pytest.mark.parametrize("by", ["a kernel", "Blosc"])
 def test_chunks_of_many_blosc_blocks_are_read(tmp_path, monkeypatch, by, blocksize, dtype, endian):
     """Bits are shuffled in blocks; those of 1000 bytes hold no multiple of eight samples of every type."""
-    monkeypatch.setattr(blosc, "_WORTH", 0)
-    if by == "Blosc":
-        monkeypatch.setattr(blosc, "_as_planes", lambda *_: False)
+    monkeypatch.setattr(blosc, "_kernel_pays", lambda _: by == "a kernel")
     from zarr.codecs import BloscCodec, BytesCodec
 
     array = np.random.default_rng(0).integers(0, 200, (24, 30, 40)).astype(dtype)
@@ -95,27 +94,10 @@ def test_blocks_that_end_within_a_sample_are_read_as_blosc_reads_them(monkeypatc
     bit_shuffled_and_not_split = 0x34
     header = struct.pack("<4B3I", 2, 1, bit_shuffled_and_not_split, 2, 192, together, starts[-1])
     body = header + starts[:-1].tobytes() + b"".join(blocks)
-    monkeypatch.setattr(blosc, "_WORTH", 0)
+    monkeypatch.setattr(blosc, "_kernel_pays", lambda _: True)
     out, room = np.empty(96, np.uint16), np.empty(192 + blosc.SLACK, np.uint8)
     blosc.decode(np.frombuffer(bytearray(body), np.uint8), (96,), (slice(0, 96),), out, (0,), room)
     assert out.tobytes() == blosc.codec().decompress(body)
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float16", ">u2", "float32"])
-@pytest.mark.parametrize("shape", [(1, 8), (3, 8), (64, 1000), (9, 7), (40, 20_000), (16, 65_536)])
-@pytest.mark.parametrize("content", ["steps", "noise", "zeros"])
-def test_kernels_write_the_bytes_that_blosc_writes(monkeypatch, dtype, shape, content):
-    """Also where bytes do not get fewer, which Blosc stores as they are."""
-    rng = np.random.default_rng(0)
-    raw = rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    samples = np.frombuffer(raw, dtype) if content == "noise" else np.zeros(shape, dtype).reshape(-1)
-    if content == "steps":
-        samples = (rng.integers(0, 9, samples.size) + np.arange(samples.size) // 50 % 100).astype(dtype)
-    how = ("lz4", 5, blosc.SHUFFLES["bitshuffle"], 0)
-    monkeypatch.setattr(blosc, "_WORTH", 0)
-    by_kernel = b"".join(blosc.encode(samples, how))
-    monkeypatch.setattr(blosc, "_by_kernels", lambda *_: False)
-    assert by_kernel == b"".join(blosc.encode(samples, how))
 
 
 def test_a_chunk_that_the_system_gives_in_pieces_is_read_whole(tmp_path, monkeypatch):
@@ -135,6 +117,14 @@ def test_a_chunk_that_the_system_gives_in_pieces_is_read_whole(tmp_path, monkeyp
     assert (
         objects.read_object(str(path), str(tmp_path), np.empty(20, np.uint8)).tobytes() == path.read_bytes()
     )
+
+
+def test_a_process_without_kernels_loads_none_to_decode(monkeypatch):
+    """It would take memory that its plan does not count."""
+    monkeypatch.setitem(sys.modules, "tomoscale.kernels._compile", kernels)
+    assert blosc._kernel_pays(2**40)
+    monkeypatch.delitem(sys.modules, "tomoscale.kernels._compile")
+    assert not blosc._kernel_pays(2**40)
 
 
 def test_zarr_version_2_is_read(tmp_path):

@@ -23,12 +23,10 @@ _FORMAT = 2
 """The version whose layout is known."""
 _HOW, _BITWISE = 0b1111, 0b0100
 """Flags that say how the samples of a chunk lie; as bit planes, and compressed."""
-_MOST = 2**23
-"""Bytes of a chunk to encode: its planes lie beside it, which no plan counts."""
 _WORTH = 2**28
-"""Bytes from which on it pays to load kernels, or to compile them."""
+"""Decoded bytes from which on it pays to load the kernel, or to compile it."""
 _met = 0
-"""Bytes that this process has met so far."""
+"""Bytes that this process has decoded so far, of those that a kernel could."""
 
 
 @functools.cache
@@ -90,47 +88,10 @@ def decode(
     target[...] = chunk[inside]
 
 
-def encode(samples: np.ndarray, how: tuple[str, int, int, int]) -> list[Any]:
-    """
-    Encode contiguous samples.
-
-    Parameters
-    ----------
-    samples : (n,) array
-        In the byte order that is stored.
-    how : (str, int, int, int)
-        Compressor, level, way of shuffling and bytes of a block, 0 for what Blosc prefers.
-
-    Returns
-    -------
-    list of bytes-like
-        The stored bytes in pieces: the same as Blosc writes by itself.
-    """
+def encode(samples: np.ndarray, how: tuple[str, int, int, int]) -> bytes:
+    """Encode contiguous samples by compressor, level, way of shuffling and bytes of a block."""
     name, level, shuffle, per_block = how
-    itemsize = samples.itemsize
-    bitwise = shuffle == SHUFFLES["bitshuffle"] and itemsize in (1, 2) and samples.nbytes <= _MOST
-    if bitwise and _by_kernels(samples.size, samples.nbytes):
-        together = _block_of(samples.nbytes, itemsize, how)
-        if together % (8 * itemsize) == 0:
-            planes = np.empty(samples.nbytes, np.uint8)
-            kernels.to_bit_planes(samples, together // itemsize, planes)
-            body = codec().compress(planes.view(f"u{itemsize}"), name.encode(), level, 0, per_block)
-            header = bytearray(body[: BLOSC_HEADER.size])
-            # Bytes that do not get fewer are stored as they came, hence not shuffled.
-            if header[_FLAGS] & _HOW == 0 and BLOSC_HEADER.unpack(header)[5] == together:
-                header[_FLAGS] |= _BITWISE
-                return [bytes(header), memoryview(body)[len(header) :]]
-    return [codec().compress(samples, name.encode(), level, shuffle, per_block)]
-
-
-@functools.cache
-def _block_of(n_bytes: int, itemsize: int, how: tuple[str, int, int, int]) -> int:
-    """Return the bytes that Blosc compresses together: they depend on these numbers only."""
-    name, level, shuffle, per_block = how
-    nothing = np.zeros(n_bytes // itemsize, f"u{itemsize}")
-    return int(
-        BLOSC_HEADER.unpack_from(codec().compress(nothing, name.encode(), level, shuffle, per_block))[5]
-    )
+    return codec().compress(samples, name.encode(), level, shuffle, per_block)
 
 
 def _checked(body: np.ndarray, n_bytes: int) -> int:
@@ -152,20 +113,22 @@ def _as_planes(body: np.ndarray, n_bytes: int, together: int, out: np.ndarray) -
         and out.itemsize in (1, 2, 4)
         and together > 0
         and together % (8 * out.itemsize) == 0
-        and _by_kernels(n_bytes // out.itemsize, n_bytes)
+        and n_bytes % (8 * out.itemsize) == 0  # others Blosc does not shuffle
+        and sys.byteorder == "little"
+        and _kernel_pays(n_bytes)
     )
 
 
-def _by_kernels(n: int, n_bytes: int) -> bool:
+def _kernel_pays(n_bytes: int) -> bool:
     """
-    Tell whether kernels are to shuffle the bits of so many samples.
+    Tell whether this process, which decodes so many bytes more, should do so by a kernel.
 
-    Blosc does not shuffle a number of samples that is no multiple of eight. And a process must have met some data
-    first: a demo of a few megabytes should not wait for a compiler.
+    Only where others are at work already: to load a first one takes 50 to 80 MB, which no plan of a run without kernels
+    counts. And a demo of a few megabytes should not wait for a compiler.
     """
     global _met
     _met += n_bytes
-    return _met > _WORTH and n % 8 == 0 and sys.byteorder == "little"
+    return _met > _WORTH and "tomoscale.kernels._compile" in sys.modules
 
 
 def _decompress(body: np.ndarray, target: np.ndarray) -> None:

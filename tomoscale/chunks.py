@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -158,17 +157,15 @@ class ChunkFiles:
 
     # ------------------------------------------------------------ writing
 
-    def encode(self, part: np.ndarray) -> tuple[list[Any], int]:
+    def encode(self, part: np.ndarray) -> tuple[list[bytes], int]:
         """Return the stored bytes of one chunk, in pieces, and their `checksum`."""
         flat = np.ascontiguousarray(part, self.dtype).reshape(-1)
-        pieces = [flat.tobytes()] if self.compressor is None else blosc.encode(flat, self.compressor)
+        body = flat.tobytes() if self.compressor is None else blosc.encode(flat, self.compressor)
         if not self.checksum:
-            return pieces, checksum(*pieces)
-        crc = 0
-        for piece in pieces:
-            crc = google_crc32c.extend(crc, np.frombuffer(piece, np.uint8))
+            return [body], checksum(body)
+        crc = google_crc32c.value(body)
         end = struct.pack("<I", crc)
-        return [*pieces, end], google_crc32c.extend(crc, end[::-1])  # as `checksum` takes it
+        return [body, end], google_crc32c.extend(crc, end[::-1])  # as `checksum` takes it
 
     def parts(self, start: Sequence[int], block: np.ndarray | Stream) -> Iterator[tuple[Index, np.ndarray]]:
         """

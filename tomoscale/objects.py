@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -28,7 +28,7 @@ class Stored(NamedTuple):
     crc: int
 
 
-def write_object(path: str | Path, pieces: Sequence[Any], key: str = "", crc: int | None = None) -> Stored:
+def write_object(path: str | Path, pieces: Sequence[bytes], key: str = "", crc: int | None = None) -> Stored:
     """
     Write a file so that it is whole or absent: temporary name, fsync, rename; then read it back.
 
@@ -110,7 +110,7 @@ def measure(path: str | Path, key: str = "") -> Stored:
     return Stored(key, len(raw), checksum(raw))
 
 
-def checksum(*pieces: Any) -> int:
+def checksum(*pieces: bytes) -> int:
     """
     Return the crc32c of a stored object with its last four bytes in reverse.
 

@@ -41,7 +41,6 @@ _HOME = {
     "running_gradients": "_depth",
     "sample": "_kmeans",
     "tile_counts": "_clahe",
-    "to_bit_planes": "_bit_planes",
     "value_counts": "_histograms",
     "find_components": "_runs",
     "join_voxels": "_union",

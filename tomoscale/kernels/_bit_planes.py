@@ -1,5 +1,5 @@
 """
-Samples as bit planes and back, placed where they belong.
+Samples from bit planes, placed where they belong.
 
 Blosc's bit shuffle stores the lowest bits of all samples first, eight in a byte, then the next bits. Putting the
 samples together again takes its library twice as long as decompressing them; and a chunk that lies across a block
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tomoscale.kernels._bit_vectors import TOGETHER, join, split
+from tomoscale.kernels._bit_vectors import TOGETHER, join
 from tomoscale.kernels._compile import compiled, inlined
 
 ITEMSIZES = (1, 2, 4)
@@ -74,33 +74,6 @@ def from_bit_planes(
     for index in itertools.product(*(range(n) for n, _, _ in runs[:-3])):
         k, j = (sum(i * run[axis] for i, run in zip(index, runs, strict=False)) for axis in (1, 2))
         _place(planes, size, per_block, begin + k, flat, to + j, np.array(runs[-3:]))
-
-
-def to_bit_planes(samples: NDArray, per_block: int, planes: NDArray[np.uint8]) -> None:
-    """
-    Take samples apart into bit planes, as `from_bit_planes` finds them.
-
-    Parameters
-    ----------
-    samples : (n,) array
-        Contiguous, of one, two or four bytes; a multiple of eight.
-    per_block : int
-        Samples in a block, a multiple of eight; the last one may have fewer.
-    planes : (bytes of the samples,) array of uint8
-        Where they go.
-
-    Raises
-    ------
-    ValueError
-        Something is not as above.
-    """
-    if samples.itemsize not in ITEMSIZES or samples.ndim != 1 or not samples.flags.c_contiguous:
-        raise ValueError(f"to_bit_planes: {samples.dtype} {samples.shape}; need 1, 2 or 4 bytes, contiguous")
-    if samples.size % 8 or per_block % 8 or per_block < 8 or planes.shape != (samples.nbytes,):
-        raise ValueError(
-            f"to_bit_planes: {samples.size} samples, blocks of {per_block}, do not make {planes.shape} bytes"
-        )
-    _take_apart(samples.view(_UNSIGNED[samples.itemsize]), per_block, planes)
 
 
 def _runs(
@@ -165,23 +138,3 @@ def _place_run(planes, size, per_block, k, end, out, to, room):  # type: ignore[
                     out[to + i] = room[skipped + i]
             k += count
             to += count
-
-
-@compiled
-def _take_apart(samples, per_block, planes):  # type: ignore[no-untyped-def]
-    """Write the planes of every block."""
-    itemsize = samples.itemsize
-    few, room = np.zeros(8 * TOGETHER, samples.dtype), np.empty(8 * itemsize * TOGETHER, np.uint8)
-    for block in range(0, samples.size, per_block):
-        plane = min(per_block, samples.size - block) // 8
-        for k in range(0, plane, TOGETHER):
-            at, rest = block * itemsize + k, plane - k
-            if rest >= TOGETHER:
-                split(samples, (block + 8 * k) * itemsize, planes, at, plane)
-                continue
-            for j in range(8 * rest):
-                few[j] = samples[block + 8 * k + j]
-            split(few, 0, room, 0, TOGETHER)
-            for i in range(8 * itemsize):
-                for j in range(rest):
-                    planes[at + i * plane + j] = room[i * TOGETHER + j]

@@ -1,5 +1,5 @@
 """
-Bits of 8 x `TOGETHER` samples transposed in vector instructions: from a sample after the other to planes, and back.
+Bits of 8 x `TOGETHER` samples transposed in vector instructions: from planes to one sample after the other.
 
 The bits of eight bytes are transposed by swapping quarters three times. The bytes come into order by interleaving the
 rows of one half with those of the other: the index of a byte, its row and its place in a lane, turns left by one bit
@@ -24,31 +24,6 @@ _PAIRS = ir.VectorType(ir.IntType(16), TOGETHER // 2)
 
 
 @intrinsic
-def split(context: Any, samples: Any, begin: Any, planes: Any, at: Any, apart: Any) -> Any:
-    """Take the bits of 8 x `TOGETHER` samples from byte `begin` on apart; write planes that are so far `apart`."""
-    itemsize = samples.dtype.bitwidth // 8
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target = (_address(context, builder, signature, arguments, i) for i in (0, 2))
-        lane = ir.VectorType(ir.IntType(8), LANE)
-        rows = []
-        for i in range(8 * itemsize):
-            halves = [
-                _load(builder, source, _of(arguments[1], LANE * (i + 8 * itemsize * half)), lane)
-                for half in range(TOGETHER // LANE)
-            ]
-            rows.append(builder.shuffle_vector(*halves, _numbers(range(TOGETHER))))
-        rows = _interleaved(builder, rows, LANE.bit_length() - 1)  # on to where `join` began
-        for b in range(itemsize):
-            octet = [builder.bitcast(row, _PAIRS) for row in rows[b::itemsize]]
-            for i, row in enumerate(_transposed_bits(builder, octet)):
-                _store(builder, row, target, builder.mul(arguments[4], _of(arguments[4], 8 * b + i)))
-        return context.get_dummy_value()
-
-    return types.void(samples, begin, planes, at, apart), generate
-
-
-@intrinsic
 def join(context: Any, planes: Any, at: Any, apart: Any, out: Any, to: Any) -> Any:
     """Join the bits of 8 x `TOGETHER` samples, whose planes are so far `apart`, and write them from byte `to` on."""
     itemsize = out.dtype.bitwidth // 8
@@ -61,7 +36,7 @@ def join(context: Any, planes: Any, at: Any, apart: Any, out: Any, to: Any) -> A
             octet = [_load(builder, source, offset, _PAIRS) for offset in offsets]
             for i, row in enumerate(_transposed_bits(builder, octet)):
                 rows[i * itemsize + b] = row
-        for i, row in enumerate(_interleaved(builder, rows, len(rows).bit_length() - 1)):
+        for i, row in enumerate(_interleaved(builder, rows)):
             for half in range(TOGETHER // LANE):
                 lane = builder.shuffle_vector(row, row, _numbers(range(LANE * half, LANE * half + LANE)))
                 _store(builder, lane, target, _of(arguments[4], LANE * (i + len(rows) * half)))
@@ -98,11 +73,11 @@ def _transposed_bits(builder: Any, rows: list[Any]) -> list[Any]:
     return [builder.bitcast(row, _BYTES) for row in rows]
 
 
-def _interleaved(builder: Any, rows: list[Any], times: int) -> list[Any]:
+def _interleaved(builder: Any, rows: list[Any]) -> list[Any]:
     """
-    Interleave the rows of the first half with those of the second, so many times.
+    Interleave the rows of the first half with those of the second until lanes hold a byte of every row in turn.
 
-    After as many times as the number of a row has bits, the lanes hold a byte of every row in turn.
+    That is as many times as the number of a row has bits.
     """
     lanes = range(0, TOGETHER, LANE)
     halves = [
@@ -111,7 +86,7 @@ def _interleaved(builder: Any, rows: list[Any], times: int) -> list[Any]:
         )
         for h in range(2)
     ]
-    for _ in range(times):
+    for _ in range(len(rows).bit_length() - 1):
         pairs = list(zip(rows, rows[len(rows) // 2 :], strict=False))
         rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in halves]
     return rows
