@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from tomoscale.kernels._arrays import name_of, plain
 from tomoscale.kernels._compile import compiled, part
 from tomoscale.kernels._frame_median import check_size
-from tomoscale.kernels._half_counts import SHARED, half_counts, is_coarse, medians_of_halves, rows_of_halves
+from tomoscale.kernels._half_counts import clean_in_halves
 from tomoscale.kernels._median_3 import STRIP, line_of, room, two_rows
 from tomoscale.kernels._median_networks import median_row, spread_nan
 from tomoscale.kernels._rows import FITS, normalise_padded, normalise_row, store_row
@@ -16,7 +16,6 @@ from tomoscale.kernels._rows import FITS, normalise_padded, normalise_row, store
 _COUNTS = ("uint8", "uint16")
 _TYPES = ("uint8", "uint16", "int16", "int32", "float32")
 _LIMITS = {"float32": (0.0, 0.0), "int32": (-(2.0**31), 2.0**31 - 1), "int16": (-(2.0**15), 2.0**15 - 1)}
-_DONE, _NO_WINDOW = -1, -2
 
 
 class NanError(ValueError):
@@ -153,23 +152,21 @@ def clean_frames(
         raise ValueError(
             f"clean_frames: window_of_frame has shape {window_of_frame.shape}; need ({n_frames},)"
         )
+    if n_frames and not 0 <= window_of_frame.min() <= window_of_frame.max() < len(background):
+        raise ValueError(f"clean_frames: window_of_frame leaves the {len(background)} backgrounds")
     _check_out("clean_frames", out, (n_frames, *out.shape[1:]), tuple(_LIMITS))
     if min(crop) < 0 or top + out.shape[1] > n_rows or left + out.shape[2] > n_columns:
         raise ValueError(f"clean_frames: out {out.shape} at {crop} leaves the frames {frames.shape}")
     if out.size > 0:
         limits = _LIMITS[name_of(out.dtype)]
         smooth = out if out.dtype == np.float32 else np.empty((1, *out.shape[1:]), np.float32)
-        halves = None
+        background, done, k = plain(background), np.zeros(n_frames, np.bool_), -1
         if size == 3 and in_counts:
-            around = frames[
-                0, max(top - 1, 0) : top + out.shape[1] + 1, max(left - 1, 0) : left + out.shape[2] + 1
-            ]
-            halves = np.empty(around.shape, np.uint16), np.empty(around.shape, np.int16)
-        given = (frames, dark, scale, plain(background), window_of_frame)
-        k = _clean(*given, size, top, left, limits, halves, smooth, out)
-        if k == _NO_WINDOW:
-            raise ValueError(f"clean_frames: window_of_frame leaves the {len(background)} backgrounds")
-        if k != _DONE:
+            clean_in_halves(frames, dark, background, window_of_frame, crop, limits, smooth, done, out)
+        if not done.all():
+            given = (frames, dark, scale, background, window_of_frame, done)
+            k = _clean(*given, size, top, left, limits, smooth, out)
+        if k >= 0:
             raise NanError(
                 f"clean_frames: frame {first + k} holds NaN, which {out.dtype} cannot; use float32"
             )
@@ -219,39 +216,23 @@ def _normalise(frames, dark, scale, limits, out):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _clean(frames, dark, scale, background, window_of_frame, size, top, left, limits, halves, smooth, out):  # type: ignore[no-untyped-def]
+def _clean(frames, dark, scale, background, window_of_frame, done, size, top, left, limits, smooth, out):  # type: ignore[no-untyped-def]
     """
-    Return the first frame whose NaN does not fit `out`, `_NO_WINDOW` before anything is written, or `_DONE`.
+    Clean frames that are not done; return the first one whose NaN does not fit `out`, or -1.
 
-    `smooth` is where the float32 medians go: `out` itself if it is of that type, else room for one frame. `halves`
-    is room for the background in half counts, if cleaning in these may be exact.
+    `smooth` is where the float32 medians go: `out` itself if it is of that type, else room for one frame.
     """
-    for window in window_of_frame:
-        if not 0 <= window < len(background):
-            return _NO_WINDOW
     half = size // 2
     low, high = limits
     ring = np.empty((size, out.shape[2] + 2 * half), np.float32)
     columns = np.empty_like(ring)
     lines, spare = room(smooth)
-    if halves is not None:
-        floors, odd = halves
-        first, rows = (max(top - 1, 0), max(left - 1, 0)), rows_of_halves()
-        coarse = is_coarse(dark)
-    window, exact = -1, False
     for k in range(out.shape[0]):
-        target = smooth[k % smooth.shape[0]]
-        has_nan = done = False
-        if halves is not None:
-            if window != window_of_frame[k]:
-                window = window_of_frame[k]
-                pays = coarse and k + SHARED <= out.shape[0] and window_of_frame[k + SHARED - 1] == window
-                exact = pays and half_counts(background[window], dark, first, floors, odd)
-            done = exact and medians_of_halves(frames[k], floors, odd, first, (top, left), rows, target)
+        if done[k]:
+            continue
         given = (frames[k], dark, scale[k], background[window_of_frame[k]])
-        if done:
-            pass
-        elif size == 3:
+        target = smooth[k % smooth.shape[0]]
+        if size == 3:
             has_nan = _medians_of_3(given, top, left, lines, spare, target)
         else:
             has_nan = _medians_of_any(given, top, left, size, ring, columns, target)
@@ -264,7 +245,7 @@ def _clean(frames, dark, scale, background, window_of_frame, size, top, left, li
         if low < high:
             for r in range(target.shape[0]):
                 store_row(target[r], limits, out[k, r])
-    return _DONE
+    return -1
 
 
 @part

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tomoscale.kernels._compile import inlined, part
+from tomoscale.kernels._compile import compiled, inlined, part
 from tomoscale.kernels._median_3 import STRIP, line_of, room, two_rows
-from tomoscale.kernels._rows import repeat_ends
+from tomoscale.kernels._rows import repeat_ends, store_row
 
 FURTHEST = 16_383
 """Whole counts between a pixel and its background; twice that and one fits 16 bits."""
@@ -28,8 +28,41 @@ the 24 bits of a float32. With finer ones float32 rounds this difference, and th
 """
 
 
+@compiled
+def clean_in_halves(frames, dark, background, window_of_frame, crop, limits, smooth, done, out):  # type: ignore[no-untyped-def]
+    """
+    Clean, by medians of 3 x 3, the frames for which half counts are exact, and mark them in `done`.
+
+    The rest is as for `_clean_frames._clean`. This is a kernel of its own since a compiler that has both at once takes
+    more memory than a tight plan leaves.
+    """
+    if not _is_coarse(dark):
+        return
+    low, high = limits
+    first = (max(crop[0] - 1, 0), max(crop[1] - 1, 0))
+    last = (
+        min(crop[0] + out.shape[1] + 1, frames.shape[1]),
+        min(crop[1] + out.shape[2] + 1, frames.shape[2]),
+    )
+    floors = np.empty((last[0] - first[0], last[1] - first[1]), np.uint16)
+    halves = np.empty(floors.shape, np.int16)
+    lines, upper = room(np.empty(0, np.int16))
+    rows = (lines, upper, upper.copy())
+    window, exact = -1, False
+    for k in range(out.shape[0]):
+        if window != window_of_frame[k]:
+            window = window_of_frame[k]
+            pays = k + SHARED <= out.shape[0] and window_of_frame[k + SHARED - 1] == window
+            exact = pays and _half_counts(background[window], dark, first, floors, halves)
+        target = smooth[k % smooth.shape[0]]
+        done[k] = exact and _medians_of_halves(frames[k], floors, halves, first, crop, rows, target)
+        if done[k] and low < high:
+            for r in range(target.shape[0]):
+                store_row(target[r], limits, out[k, r])
+
+
 @part
-def half_counts(background, dark, first, floors, halves):  # type: ignore[no-untyped-def]
+def _half_counts(background, dark, first, floors, halves):  # type: ignore[no-untyped-def]
     """
     Split background plus a coarse dark image into whole counts and a half; tell whether that is exact.
 
@@ -56,7 +89,7 @@ def half_counts(background, dark, first, floors, halves):  # type: ignore[no-unt
 
 
 @part
-def is_coarse(dark):  # type: ignore[no-untyped-def]
+def _is_coarse(dark):  # type: ignore[no-untyped-def]
     """Tell whether float32 holds every difference of a 16-bit count and a dark image."""
     for r in range(dark.shape[0]):
         n_coarse = np.int32(0)
@@ -69,7 +102,7 @@ def is_coarse(dark):  # type: ignore[no-untyped-def]
 
 
 @part
-def medians_of_halves(frame, floors, halves, first, crop, rows, out):  # type: ignore[no-untyped-def]
+def _medians_of_halves(frame, floors, halves, first, crop, rows, out):  # type: ignore[no-untyped-def]
     """
     Clean one frame, medians of 3 x 3; tell whether all fits 16 bits, else `out` is of no use.
 
@@ -94,13 +127,6 @@ def medians_of_halves(frame, floors, halves, first, crop, rows, out):  # type: i
                 if r < n_rows - 1:
                     _store(lower, out[r + 1, begin:end])
     return True
-
-
-@inlined
-def rows_of_halves():  # type: ignore[no-untyped-def]
-    """Allocate the lines of `medians_of_halves`."""
-    lines, upper = room(np.empty(0, np.int16))
-    return lines, upper, upper.copy()
 
 
 @inlined
