@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,34 +266,3 @@ def test_what_does_not_fit_together_is_refused():
     ]:
         with pytest.raises(error, match=words):
             kernels.clean_frames(**{**given, **change})
-
-
-SMALL = (
-    "import numpy as np; from tomoscale import kernels; "
-    "assert kernels.normalise(np.ones((1, 2, 2), np.uint16))[0, 0, 0] == 1"
-)
-
-
-def run_small(home: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA", "XDG"))}
-    environment = {**kept, "HOME": str(home), **more}
-    return subprocess.run(
-        [sys.executable, "-c", SMALL], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_kernels_run_where_nothing_can_be_cached_and_say_so(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    done = run_small(tmp_path / "file")
-    assert done.returncode == 0, done.stderr
-    assert "nothing can be cached" in done.stderr
-
-
-def test_a_damaged_cache_is_compiled_again(tmp_path):
-    assert run_small(tmp_path).returncode == 0
-    files = list(tmp_path.rglob("*.nb[ic]"))
-    assert files
-    for path in files:
-        path.write_bytes(path.read_bytes()[:-40])
-    done = run_small(tmp_path)
-    assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """
 The one place for compiler options, and for where compiled kernels are kept.
 
-Every version of a kernel (function, types of arguments, CPU, sources) has a folder of its own below
+Every version of a kernel (function, types of arguments, CPU, sources and where they lie) has a folder of its own below
 NUMBA_CACHE_DIR or ~/.cache/tomoscale, which may be deleted at any time. With Numba's usual single index per
 function, two processes that compile different versions at once can file one's code under the other's types;
 and it does not see that a function in another file has changed. Here all writers of a folder write the same,
@@ -26,6 +26,8 @@ import numba
 import numpy as np
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+
+from tomoscale.kernels._apart import ApartError, compile_apart
 
 # No fast-math and no threads: results are bit for bit, and one block is one thread.
 _OPTIONS: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
@@ -124,21 +126,34 @@ def _kind(value: Any) -> Any:
 
 
 def _version(function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
-    """Load the compiled function for these types, or compile it."""
+    """Load the compiled function for these types, after it was compiled if need be."""
     folder = _folder(function, types)
     if folder is not None:
-        try:
-            return _compile_below(folder, function, types)
-        except Exception:
-            # Machines that lose power leave truncated files, and unpickling those raises almost anything. If
-            # the kernel itself is wrong, that is raised again below.
-            shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(2):
+            try:
+                _fill(folder, function, types)
+                return compile_below(folder, function, types)
+            except Exception:
+                # Machines that lose power leave truncated files, and unpickling those raises almost anything. If
+                # the kernel itself is wrong, that is raised again below.
+                shutil.rmtree(folder, ignore_errors=True)
     kernel = njit(**_OPTIONS)(function)
     kernel.compile(types)
     return kernel
 
 
-def _compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
+def _fill(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> None:
+    """Have a version compiled, unless it is kept; say so where it can be compiled in this process only."""
+    if any(folder.rglob("*.nbc")):
+        return
+    try:
+        compile_apart(folder, function, types)
+    except ApartError as error:
+        warnings.warn(f"kernels are compiled in this process, which then holds some 100 MB more: {error}")
+
+
+def compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
+    """Load a version from its folder, or compile it into that."""
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         kernel = njit(cache=True, **_OPTIONS)(function)
@@ -153,7 +168,7 @@ def _folder(function: Callable[..., Any], types: tuple[Any, ...]) -> Path | None
     base = _cache()
     if base is None:
         return None
-    what = (_sources(), _cpu(), numba.__version__, function.__module__, function.__qualname__, str(types))
+    what = (_sources(), _file(function), _cpu(), numba.__version__, function.__qualname__, str(types))
     return base / f"{function.__name__.strip('_')}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
 
 
@@ -180,6 +195,12 @@ def _sources() -> str:
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _file(function: Callable[..., Any]) -> tuple[str, float]:
+    """Name the file of a kernel as Numba does, which takes no code of another, or of one that was copied since."""
+    path = function.__code__.co_filename
+    return path, Path(path).stat().st_mtime if Path(path).exists() else 0.0
 
 
 @functools.cache
