@@ -78,9 +78,9 @@ import os, signal, threading, time
 from tomoscale.kernels import _apart, _compile
 
 def interrupt():
-    while _apart._process is None:
+    while _apart._compiler is None:
         time.sleep(0.01)
-    print(_apart._process.pid, flush=True)
+    print(_apart._compiler.process.pid, flush=True)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -89,7 +89,7 @@ try:
     {SMALL.strip().replace(chr(10), chr(10) + "    ")}
     raise SystemExit("was not interrupted")
 except KeyboardInterrupt:
-    assert _apart._process is None
+    assert _apart._compiler is None
 {SMALL}
 """
     done = run_small(tmp_path, script)
@@ -103,7 +103,7 @@ import time
 from tomoscale.kernels import _apart
 _apart.IDLE_S = 0.2
 {SMALL}
-while _apart._process is not None:
+while _apart._compiler is not None:
     time.sleep(0.01)
 """
     done = run_small(tmp_path, script)
@@ -117,7 +117,7 @@ import time
 from tomoscale.kernels import _apart
 _apart.IDLE_S = 600
 {SMALL}
-print(_apart._process.pid, flush=True)
+print(_apart._compiler.process.pid, flush=True)
 time.sleep(600)
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -7,40 +7,56 @@ What the compiler took is not given back: 90 MB after the kernels of a backgroun
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib
-import json
-import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 IDLE_S = 3.0
 """Seconds after which the process is not expected to be needed again."""
-_START = (
-    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from tomoscale.kernels import _apart; _apart.serve()"
-)
-_lock = threading.RLock()
-_process: subprocess.Popen[bytes] | None = None
-_leaving: threading.Timer | None = None
+_START = """
+import sys
+from multiprocessing.connection import Connection
+asking = Connection(int(sys.argv[1]))
+sys.path[:] = asking.recv()
+from tomoscale.kernels import _apart
+_apart.serve(asking)
+"""
 
 
 class ApartError(Exception):
     """The kernel was not compiled, and why."""
 
 
+class _Compiler(NamedTuple):
+    """A process that compiles, and the way to it."""
+
+    process: subprocess.Popen[bytes]
+    way: Connection
+
+
+_lock = threading.RLock()
+_compiler: _Compiler | None = None
+_leaving: threading.Timer | None = None
+
+
 def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> None:
     """Compile a kernel into a folder of the cache; `ApartError` if that does not work."""
     with _lock:
         try:
-            error = _asked(pickle.dumps((str(folder), function.__module__, function.__qualname__, types)))
-        except (OSError, EOFError, pickle.PickleError) as cause:
+            way = _started().way
+            way.send((folder, function.__module__, function.__qualname__, types))
+            error = way.recv()
+        except EOFError:
+            stop()
+            raise ApartError("the process that compiles them ended") from None
+        except OSError as cause:
             stop()
             raise ApartError(f"{type(cause).__name__}: {cause}") from None
         except BaseException:  # interrupted: the answer would be taken for that to the next question
@@ -53,55 +69,52 @@ def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, 
 
 def stop() -> None:
     """End the process, if there is one."""
-    global _process
+    global _compiler
     with _lock:
-        process, _process = _process, None
-        if process is not None:
-            process.kill()
-            with contextlib.suppress(OSError):  # what it was not told any more
-                process.communicate()
+        found, _compiler = _compiler, None
+        if found is not None:
+            found.way.close()
+            found.process.kill()
+            found.process.wait()
 
 
-def serve() -> None:
+def serve(asking: Connection) -> None:
     """Compile what is asked for, until nobody can ask any more."""
     from tomoscale.kernels import _compile
 
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):  # a terminal or a batch system means the command
         if hasattr(signal, name):
             signal.signal(signal.Signals[name], signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     while True:
         try:
-            folder, module, name, types = pickle.load(sys.stdin.buffer)  # noqa: S301 (of our own process)
+            folder, module, name, types = asking.recv()
         except EOFError:
             return
         error = None
         try:
-            kernel = getattr(importlib.import_module(module), name).__wrapped__
-            _compile.compile_below(Path(folder), kernel, types)
+            _compile.compile_below(folder, getattr(importlib.import_module(module), name).__wrapped__, types)
         except Exception as cause:  # of whatever kind: it is told, and found again by who asked
             error = f"{type(cause).__name__}: {cause}"
-        print(json.dumps(error), file=answers, flush=True)
+        asking.send(error)
 
 
-def _asked(question: bytes) -> str | None:
-    """Return the answer to a question: what went wrong."""
-    global _process
-    if _process is None or _process.poll() is not None:
-        _process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+def _started() -> _Compiler:
+    """Return the process; start it if it does not run."""
+    global _compiler
+    if _compiler is None or _compiler.process.poll() is not None:
+        stop()
+        way, theirs = Pipe()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        _compiler = _Compiler(process, way)
         atexit.register(stop)
-        question = pickle.dumps([*sys.path, str(Path(__file__).parents[2])]) + question
-    assert _process.stdin is not None
-    assert _process.stdout is not None
-    _process.stdin.write(question)
-    _process.stdin.flush()
-    answer = _process.stdout.readline()
-    if not answer:
-        raise EOFError("the process that compiles them ended")
-    return json.loads(answer)
+        way.send([*sys.path, str(Path(__file__).parents[2])])
+    return _compiler
 
 
 def _stop_when_idle() -> None:
