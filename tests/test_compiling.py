@@ -11,10 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from tomoscale import kernels
+
 SMALL = """
 import numpy as np
 from tomoscale import kernels
 assert kernels.normalise(np.ones((1, 2, 2), np.uint16))[0, 0, 0] == 1
+"""
+
+
+RECORDED = """
+from tomoscale.kernels import _apart
+started, plain = [], _apart.subprocess.Popen
+
+def popen(*arguments, **more):
+    started.append(plain(*arguments, **more))
+    return started[-1]
+
+_apart.subprocess.Popen = popen
 """
 
 
@@ -75,12 +89,10 @@ def test_a_damaged_cache_is_compiled_again(tmp_path):
 def test_an_interrupted_compilation_leaves_no_process_and_is_done_again(tmp_path):
     script = f"""
 import os, signal, threading, time
-from tomoscale.kernels import _apart, _compile
-
+{RECORDED}
 def interrupt():
-    while _apart._compiler is None:
+    while not started:
         time.sleep(0.01)
-    print(_apart._compiler.process.pid, flush=True)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -89,21 +101,56 @@ try:
     {SMALL.strip().replace(chr(10), chr(10) + "    ")}
     raise SystemExit("was not interrupted")
 except KeyboardInterrupt:
-    assert _apart._compiler is None
+    (process,) = started
+    assert process.returncode is not None
 {SMALL}
+assert len(started) == 2
 """
     done = run_small(tmp_path, script)
     assert (done.returncode, done.stderr) == (0, "")
-    assert not is_running(int(done.stdout))
+
+
+def test_different_kernels_are_compiled_side_by_side_and_the_same_one_once(tmp_path):
+    script = """
+import threading
+import numpy as np
+from tomoscale import kernels
+from tomoscale.kernels import _apart, _compile
+
+asked, waiting = [], threading.Barrier(2, timeout=60)
+plain = _compile.compile_apart
+
+def compile_apart(folder, function, types):
+    waiting.wait()  # for that of the other kernel
+    asked.append(function.__name__)
+    plain(folder, function, types)
+
+_compile.compile_apart = compile_apart
+frames = np.ones((1, 3, 3), np.uint16)
+calls = [lambda: kernels.normalise(frames), lambda: kernels.frame_median(frames, 3)]
+kernels.together(*calls, *calls)
+assert len(set(asked)) == len(asked) == 2, asked
+assert len(_apart._idle) == 2
+"""
+    done = run_small(tmp_path, script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_of_one_of_several_calls_is_raised():
+    def fail() -> None:
+        raise ValueError("of one")
+
+    with pytest.raises(ValueError, match="of one"):
+        kernels.together(lambda: None, fail)
 
 
 def test_the_compiler_leaves_when_nobody_needs_it(tmp_path):
     script = f"""
 import time
-from tomoscale.kernels import _apart
+{RECORDED}
 _apart.IDLE_S = 0.2
 {SMALL}
-while _apart._compiler is not None:
+while started[0].returncode is None:
     time.sleep(0.01)
 """
     done = run_small(tmp_path, script)
@@ -117,7 +164,7 @@ import time
 from tomoscale.kernels import _apart
 _apart.IDLE_S = 600
 {SMALL}
-print(_apart._compiler.process.pid, flush=True)
+print(_apart._idle[0].process.pid, flush=True)
 time.sleep(600)
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

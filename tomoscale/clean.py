@@ -173,10 +173,18 @@ def _ranked(raw: np.ndarray, dark: np.ndarray | None) -> tuple[np.ndarray, np.nd
 
 def prepare(raw: np.dtype, dark: np.dtype | None, normalised: bool, options: Options) -> None:
     """Clean a few pixels of the same types, so that the kernels are compiled and kept for the workers."""
-    frames = np.zeros((4, 5, 6), raw)
     where = Windows(0, slice(0, 4), np.array([0]), np.array([4]), 4, (0, 0), (5, 6))
-    image = None if dark is None else np.zeros((5, 6), dark)
-    clean_columns(frames, image, where, options, *([np.ones(4)] if normalised else []))
+    image = None if dark is None else median_image(np.zeros((5, 6), dark))
+    frames, offset = _ranked(np.zeros((4, 5, 6), raw), image)
+    scale = np.ones(4, np.float32) if normalised else None
+
+    def clean() -> None:
+        background = np.zeros((1, 5, 6), np.float32)
+        hot = _hot_pixels(background) if options.hot_pixels else None
+        cleaning = _Cleaning(frames, offset, scale, background, hot, where, options)
+        cleaning((slice(0, 4), slice(0, 5), slice(0, 6)), np.empty((4, 5, 6), options.dtype))
+
+    kernels.together(lambda: _backgrounds(frames, offset, scale, where, options.ranking), clean)
 
 
 def median_image(dark: np.ndarray) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,6 +78,7 @@ def trial(
     begin = time.monotonic()
     scan, cleaned, found = folder / SCAN, folder / CLEANED, folder / FOUND
     margin = max(1, int(MARGIN * min(shape[1:])))
+    threading.Thread(target=_compile_for_blobs, daemon=True).start()
     with cluster.connect("local", workers=workers) as connection:
         with blocks.planned_for(connection.block_bytes, connection.slots):
             made = simulate.dct(shape=shape, seed=seed)
@@ -87,12 +89,7 @@ def trial(
             )
         run.write(result, cleaned, overwrite=True, quiet=quiet, connection=connection)
         with blocks.planned_for(connection.block_bytes, connection.slots):
-            segmented = blobs.segment(
-                store.open_volume(cleaned),
-                seed_threshold=SEED_THRESHOLD,
-                c_min=C_MIN,
-                min_seed_voxels=SEED_VOXELS,
-            )
+            segmented = _segmented(store.open_volume(cleaned))
         run.write(segmented, found, overwrite=True, quiet=quiet, connection=connection)
     checked = check(scan, cleaned)
     error = background_error(scan, cleaned)
@@ -100,6 +97,15 @@ def trial(
     pages = [report.make(r, output=folder / f"{r.stem}-report", quiet=quiet) for r in (cleaned, found)]
     _tell(folder, shape, seed, margin, checked, error, score, pages, time.monotonic() - begin)
     return pages[-1]
+
+
+def _segmented(frames: Any) -> blobs.Blobs:
+    return blobs.segment(frames, seed_threshold=SEED_THRESHOLD, c_min=C_MIN, min_seed_voxels=SEED_VOXELS)
+
+
+def _compile_for_blobs() -> None:
+    """Have the kernels of the last step compiled during the first ones, which a first demo waits for on other cores."""
+    blocks.facts(_segmented(np.zeros((8, 8, 8), np.float32)).labels)["prepare"]()
 
 
 def _claim(folder: Path) -> None:

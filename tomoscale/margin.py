@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,7 +119,9 @@ def margin_level(frames: Any, dark: Any, margin: Margin | None) -> Any:
     n_frames = frames.shape[0]
     if margin is None:
         # An array as it is: `da.ones` would make every worker import dask.array.
-        return blocks.once(da.from_array(np.ones(n_frames), chunks=-1))
+        level = blocks.once(da.from_array(np.ones(n_frames), chunks=-1))
+        blocks.state(level, settled=(functools.partial(np.ones, n_frames), ()))  # no worker is asked for it
+        return level
     parts = blocks.spans(n_frames, _frames_per_part(frames, margin))
 
     def arguments(index: Index) -> tuple[Any, ...]:

@@ -169,6 +169,7 @@ def _lazy(result: Any) -> Iterator[Any]:
             yield value
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     return {

@@ -39,6 +39,7 @@ _HOME = {
     "optimal_cuts": "_optimal_cuts",
     "otsu_indices": "_otsu",
     "running_gradients": "_depth",
+    "together": "_apart",
     "sample": "_kmeans",
     "tile_counts": "_clahe",
     "value_counts": "_histograms",

@@ -1,5 +1,5 @@
 """
-A process that compiles kernels for this one, which then loads them.
+Processes that compile kernels for this one, which then loads them.
 
 What the compiler took is not given back: 90 MB after the kernels of a background, which no worker's plan counts.
 """
@@ -7,6 +7,7 @@ What the compiler took is not given back: 90 MB after the kernels of a backgroun
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 
 IDLE_S = 3.0
 """Seconds after which the process is not expected to be needed again."""
+MOST = 2
+"""Processes at a time; each takes some 250 MB."""
 _START = """
 import sys
 from multiprocessing.connection import Connection
@@ -40,42 +43,101 @@ class _Compiler(NamedTuple):
     process: subprocess.Popen[bytes]
     way: Connection
 
+    def end(self, patience_s: float = 0.0) -> int:
+        """End it, if it does not by itself; return its exit status."""
+        self.way.close()
+        try:
+            return self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
-_lock = threading.RLock()
-_compiler: _Compiler | None = None
+
+_lock = threading.Lock()
+_turns = threading.BoundedSemaphore(MOST)
+_idle: list[_Compiler] = []
 _leaving: threading.Timer | None = None
 
 
 def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> None:
     """Compile a kernel into a folder of the cache; `ApartError` if that does not work."""
-    with _lock:
+    with _turns:
         try:
-            way = _started().way
-            way.send((folder, function.__module__, function.__qualname__, types))
-            error = way.recv()
-        except EOFError:
-            stop()
-            raise ApartError("the process that compiles them ended") from None
+            compiler = _taken()
         except OSError as cause:
-            stop()
             raise ApartError(f"{type(cause).__name__}: {cause}") from None
+        try:
+            compiler.way.send((folder, function.__module__, function.__qualname__, types))
+            error = compiler.way.recv()
+        except (EOFError, OSError):
+            status = compiler.end(patience_s=1.0)
+            raise ApartError(f"the process that compiles them ended with status {status}") from None
         except BaseException:  # interrupted: the answer would be taken for that to the next question
-            stop()
+            compiler.end()
             raise
-        _stop_when_idle()
+        _give_back(compiler)
     if error:
         raise ApartError(error)
 
 
-def stop() -> None:
-    """End the process, if there is one."""
-    global _compiler
+def _taken() -> _Compiler:
+    """Return a process that waits, or start one."""
     with _lock:
-        found, _compiler = _compiler, None
-        if found is not None:
-            found.way.close()
-            found.process.kill()
-            found.process.wait()
+        while _idle:
+            if (compiler := _idle.pop()).process.poll() is None:
+                return compiler
+    way, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # whoever reads ours must not wait for this process when we are gone
+        )
+    compiler = _Compiler(process, way)
+    with contextlib.suppress(OSError):  # it ended: found when it is asked
+        way.send([*sys.path, str(Path(__file__).parents[2])])
+    return compiler
+
+
+def _give_back(compiler: _Compiler) -> None:
+    """Let a process wait for more to do, but not for long."""
+    global _leaving
+    with _lock:
+        _idle.append(compiler)
+        if _leaving is not None:
+            _leaving.cancel()
+        _leaving = threading.Timer(IDLE_S, stop)
+        _leaving.daemon = True
+        _leaving.start()
+
+
+def together(*calls: Callable[[], object]) -> None:
+    """Make calls side by side, so that the kernels which they need are compiled at the same time."""
+    errors: list[BaseException] = []
+
+    def make(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@atexit.register
+def stop() -> None:
+    """End the processes that wait."""
+    with _lock:
+        while _idle:
+            _idle.pop().end()
 
 
 def serve(asking: Connection) -> None:
@@ -96,31 +158,3 @@ def serve(asking: Connection) -> None:
         except Exception as cause:  # of whatever kind: it is told, and found again by who asked
             error = f"{type(cause).__name__}: {cause}"
         asking.send(error)
-
-
-def _started() -> _Compiler:
-    """Return the process; start it if it does not run."""
-    global _compiler
-    if _compiler is None or _compiler.process.poll() is not None:
-        stop()
-        way, theirs = Pipe()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-        _compiler = _Compiler(process, way)
-        atexit.register(stop)
-        way.send([*sys.path, str(Path(__file__).parents[2])])
-    return _compiler
-
-
-def _stop_when_idle() -> None:
-    global _leaving
-    if _leaving is not None:
-        _leaving.cancel()
-    _leaving = threading.Timer(IDLE_S, stop)
-    _leaving.daemon = True
-    _leaving.start()

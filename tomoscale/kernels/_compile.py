@@ -31,7 +31,7 @@ from tomoscale.kernels._apart import ApartError, compile_apart
 
 # No fast-math and no threads: results are bit for bit, and one block is one thread.
 _OPTIONS: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
-_LOCK = threading.RLock()
+_LOCK = threading.Lock()
 TRIED = "0.68."
 """Versions of Numba whose code libraries are known."""
 config: Any = numba.config
@@ -101,13 +101,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel that Python calls: when first called with arguments of a type, or loaded from the cache."""
     versions: dict[tuple[Any, ...], Callable[..., Any]] = {}
     known: dict[tuple[Any, ...], Callable[..., Any]] = {}
+    one_at_a_time = threading.RLock()
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         kinds = tuple([(a.dtype, a.ndim, a.flags.num) if type(a) is np.ndarray else _kind(a) for a in args])
         if kinds not in known:
             types = tuple(map(numba.typeof, args))
-            with _LOCK:
+            with one_at_a_time:
                 if types not in versions:
                     versions[types] = _version(function, types)
                 known[kinds] = versions[types]
@@ -154,11 +155,12 @@ def _fill(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) ->
 
 def compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
     """Load a version from its folder, or compile it into that."""
-    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
-    try:
-        kernel = njit(cache=True, **_OPTIONS)(function)
-    finally:
-        config.CACHE_DIR = before
+    with _LOCK:
+        before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+        try:
+            kernel = njit(cache=True, **_OPTIONS)(function)
+        finally:
+            config.CACHE_DIR = before
     kernel.compile(types)
     return kernel
 
