@@ -208,6 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     except InterruptedRunError as error:
         _leave(str(error))
+    except cyclopts.UnusedCliTokensError as error:
+        _say(_too_many(error))
+        return 2
     except (TomoscaleError, cyclopts.CycloptsError) as error:
         if found := getattr(error, "found", None):
             _print(json.dumps(found, indent=1))
@@ -224,6 +227,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         return 0
     return 3
+
+
+def _too_many(error: cyclopts.UnusedCliTokensError) -> str:
+    """Say which arguments nothing takes, and how to give what people mean by them most often."""
+    command = " ".join(error.command_chain or ())
+    takes = inspect.signature(error.target).parameters if error.target else {}
+    hint = "an output is given as --output NAME; " if takes.keys() & {"output", "how"} else ""
+    return f"{command}: nothing takes {', '.join(error.unused_tokens or ())}; {hint}see tomoscale {command} --help"
 
 
 def _leave(message: str) -> NoReturn:

@@ -62,7 +62,8 @@ def _of_border(frame: tuple[int, ...], width: int) -> Margin:
     rows, columns = frame
     if 2 * width > min(frame):
         raise TomoscaleError(
-            f"background.remove: a margin of {width} pixels does not fit frames of {rows} x {columns}"
+            f"background.remove: a margin of {width} pixels does not fit frames of {rows} x {columns}; give "
+            f"{min(frame) // 2} at most"
         )
     middle = slice(width, rows - width)
     patches = [
