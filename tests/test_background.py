@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+
 import dask
 import numpy as np
 import oracle
@@ -10,7 +15,7 @@ from conftest import small_scan, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoscale import background, blocks, cluster, columns, run, store
+from tomoscale import background, blocks, cluster, columns, first, run, store
 from tomoscale.errors import TomoscaleError
 
 
@@ -216,6 +221,27 @@ def test_workers_take_less_memory_than_the_plan_says(tmp_path, options):
     assert 100_000_000 < plan.block_bytes < peak < plan.worker_bytes(1)
     # Were cleaned frames held as well as the raw ones, they alone would not be within the plan.
     assert plan.worker_bytes(1) < peak + result.frames.nbytes
+
+
+def test_a_first_run_that_compiles_its_kernels_takes_less_memory_than_the_plan_says(scan, tmp_path):
+    """On threads, where the process that has them compiled is the one that computes."""
+    write_scan(tmp_path / "scan.zarr", scan, (30, 10, 23))
+    done = subprocess.run(
+        [sys.executable, "-m", "tomoscale", "background", "scan.zarr", "--scheduler", "threads"],
+        cwd=tmp_path,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    planned, taken = re.findall(r"(\d+) MB per worker", done.stderr)
+    assert int(taken) < int(planned), done.stderr
+
+
+def test_no_worker_is_asked_for_the_level_of_a_scan_that_is_not_normalised(scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(first.First, "_execute", lambda *_, **__: pytest.fail("a task of its own"))
+    out = run.write(background.remove(scan), tmp_path / "out.zarr", quiet=True)
+    np.testing.assert_array_equal(store.open_volume(out / "level").whole(), np.ones(len(scan)))
 
 
 def test_columns_of_a_big_scan_are_read_twice_at_most():

@@ -1,25 +1,33 @@
-"""Kernels are compiled once, in a process of their own; whatever becomes of it or of what it keeps, they are right."""
+"""Kernels are compiled once, by processes of their own; whatever becomes of these or their files, they are right."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from numba.core.errors import NumbaError
 
 from tomoscale import kernels
+from tomoscale.kernels import _clean_frames
 
 SMALL = """
 import numpy as np
 from tomoscale import kernels
-assert kernels.normalise(np.ones((1, 2, 2), np.uint16))[0, 0, 0] == 1
+if kernels.normalise(np.ones((1, 2, 2), np.uint16))[0, 0, 0] != 1:
+    raise SystemExit("wrong")
 """
-
-
+COMPILES_NOTHING = f"""
+from numba.core import event
+with event.install_recorder("numba:compile") as compiled:
+{textwrap.indent(SMALL, "    ")}
+if compiled.buffer:
+    raise SystemExit("compiled here")
+"""
 RECORDED = """
 from tomoscale.kernels import _apart
 started, plain = [], _apart.subprocess.Popen
@@ -30,50 +38,75 @@ def popen(*arguments, **more):
 
 _apart.subprocess.Popen = popen
 """
+HERE = "UserWarning: kernels are compiled in this process"
+UNCACHED = "UserWarning: kernels are compiled in every process, as nothing can be cached"
 
 
-def run_small(home: Path, script: str = SMALL, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a script that finds no kernels but those below a folder."""
+def run_small(
+    home: Path, script: str = SMALL, *options: str, before: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a script that finds no kernels but those below a folder, after a command of the shell."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA", "XDG"))}
-    environment = {**kept, "HOME": str(home), **more}
+    command = [sys.executable, *options, "-c", script]
+    if before:
+        command = ["bash", "-c", f'{before}; exec "$@"', "bash", *command]
     return subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+        command, env={**kept, "HOME": str(home)}, capture_output=True, text=True, check=False
     )
 
 
-def is_running(pid: int) -> bool:
-    """Tell whether a process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def wait_until_gone(pid: int) -> None:
+    """Wait for a process to end."""
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, "an orphan"
+        time.sleep(0.01)
 
 
-def test_what_the_compiler_takes_stays_with_no_process_that_computes(tmp_path):
-    script = f"""
-from numba.core import event
-with event.install_recorder("numba:compile") as compiled:
-    {SMALL.strip().replace(chr(10), chr(10) + "    ")}
-assert not compiled.buffer
-"""
-    done = run_small(tmp_path, script)
+@pytest.mark.parametrize("options", [(), ("-OO",), ("-I",)])
+def test_what_the_compiler_takes_stays_with_no_process_that_computes(tmp_path, options):
+    # With -I the package is found in an environment only.
+    found = f"import sys; sys.path.append({str(Path(kernels.__file__).parents[2])!r})"
+    done = run_small(tmp_path, f"{found}\n{COMPILES_NOTHING}", *options)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.rglob("*.nbc"))
 
 
-@pytest.mark.parametrize("interpreter", ["/nowhere/python", "/bin/false"])
+@pytest.mark.parametrize("interpreter", ["/nowhere/python", "/bin/false", "", None])
 def test_a_process_that_must_compile_itself_says_so(tmp_path, interpreter):
     done = run_small(tmp_path, f"import sys; sys.executable = {interpreter!r}\n{SMALL}")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("UserWarning: kernels are compiled in this process") == 1
+    assert done.stderr.count(HERE) == 1
     assert run_small(tmp_path).stderr == ""
+
+
+def test_a_program_that_does_not_answer_is_given_up(tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    script = f"""
+import sys
+from tomoscale.kernels import _apart
+_apart.START_S = 0.2
+sys.executable = {str(program)!r}
+{SMALL}"""
+    done = run_small(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert "it does not answer" in done.stderr
 
 
 def test_kernels_run_where_nothing_can_be_cached_and_say_so(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     done = run_small(tmp_path / "file")
     assert done.returncode == 0, done.stderr
-    assert "nothing can be cached" in done.stderr
+    assert done.stderr.count(UNCACHED) == 1
+
+
+def test_kernels_run_where_the_disk_is_full_and_say_so(tmp_path):
+    done = run_small(tmp_path, before="ulimit -f 8")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(UNCACHED) == 1
+    assert HERE not in done.stderr
 
 
 def test_a_damaged_cache_is_compiled_again(tmp_path):
@@ -82,32 +115,13 @@ def test_a_damaged_cache_is_compiled_again(tmp_path):
     assert files
     for path in files:
         path.write_bytes(path.read_bytes()[:-40])
-    done = run_small(tmp_path)
+    done = run_small(tmp_path, COMPILES_NOTHING)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_interrupted_compilation_leaves_no_process_and_is_done_again(tmp_path):
-    script = f"""
-import os, signal, threading, time
-{RECORDED}
-def interrupt():
-    while not started:
-        time.sleep(0.01)
-    time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGINT)
-
-threading.Thread(target=interrupt).start()
-try:
-    {SMALL.strip().replace(chr(10), chr(10) + "    ")}
-    raise SystemExit("was not interrupted")
-except KeyboardInterrupt:
-    (process,) = started
-    assert process.returncode is not None
-{SMALL}
-assert len(started) == 2
-"""
-    done = run_small(tmp_path, script)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_wrong_kernel_is_its_own_error():
+    with pytest.raises(NumbaError):
+        _clean_frames._normalise(1, 2, 3, 4, 5)
 
 
 def test_different_kernels_are_compiled_side_by_side_and_the_same_one_once(tmp_path):
@@ -115,7 +129,7 @@ def test_different_kernels_are_compiled_side_by_side_and_the_same_one_once(tmp_p
 import threading
 import numpy as np
 from tomoscale import kernels
-from tomoscale.kernels import _apart, _compile
+from tomoscale.kernels import _compile
 
 asked, waiting = [], threading.Barrier(2, timeout=60)
 plain = _compile.compile_apart
@@ -130,52 +144,105 @@ frames = np.ones((1, 3, 3), np.uint16)
 calls = [lambda: kernels.normalise(frames), lambda: kernels.frame_median(frames, 3)]
 kernels.together(*calls, *calls)
 assert len(set(asked)) == len(asked) == 2, asked
-assert len(_apart._idle) == 2
 """
     done = run_small(tmp_path, script)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_error_of_one_of_several_calls_is_raised():
-    def fail() -> None:
-        raise ValueError("of one")
+def test_of_several_calls_the_error_of_the_first_is_raised():
+    def fail(name: str) -> None:
+        time.sleep(0.1 if name == "one" else 0)
+        raise ValueError(name)
 
-    with pytest.raises(ValueError, match="of one"):
-        kernels.together(lambda: None, fail)
+    with pytest.raises(ValueError, match="one"):
+        kernels.together(lambda: None, lambda: fail("one"), lambda: fail("two"))
 
 
-def test_the_compiler_leaves_when_nobody_needs_it(tmp_path):
+# ---------------------------------------------------------------- whose end comes first
+
+linux = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes as Linux shows them")
+
+
+@linux
+def test_an_interrupt_is_heeded_at_once_and_the_next_call_is_right(tmp_path):
+    script = f"""
+import os, signal, threading
+{RECORDED}
+asked = threading.Event()
+plain_ask = _apart._Compilers.ask
+_apart._Compilers.ask = lambda self, question: (asked.set(), plain_ask(self, question))[1]
+
+def interrupt():
+    asked.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+try:
+{textwrap.indent(SMALL, "    ")}
+    raise SystemExit("was not interrupted")
+except KeyboardInterrupt:
+    pass
+{SMALL}
+print(*(p.pid for p in started))
+"""
+    done = run_small(tmp_path, script)
+    assert (done.returncode, done.stderr) == (0, "")
+    for pid in done.stdout.split():
+        wait_until_gone(int(pid))
+
+
+@linux
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_no_compiler_outlives_a_process_that_is_killed(tmp_path, is_busy):
+    script = f"""
+import os, threading, time
+{RECORDED}
+_apart.IDLE_S = 600
+busy = threading.Thread(target=lambda: exec({SMALL!r}, {{}}), daemon=True)
+busy.start()
+busy.join(None if not {is_busy} else 0)
+while not started:
+    time.sleep(0.01)
+print(started[0].pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = run_small(tmp_path, script)
+    assert done.returncode == -9, done.stderr
+    wait_until_gone(int(done.stdout))
+
+
+@linux
+def test_the_compiler_leaves_when_nobody_needs_it_and_another_one_takes_its_place(tmp_path):
     script = f"""
 import time
 {RECORDED}
-_apart.IDLE_S = 0.2
+_apart.IDLE_S = 0.1
 {SMALL}
+end = time.monotonic() + 60
 while started[0].returncode is None:
+    assert time.monotonic() < end
     time.sleep(0.01)
+assert kernels.normalise(np.ones((1, 2, 2), np.int16))[0, 0, 0] == 1
+assert len(started) == 2
 """
     done = run_small(tmp_path, script)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
-def test_the_compiler_leaves_with_a_process_that_is_killed(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_fork_in_the_midst_of_a_compilation_waits_for_nobody(tmp_path):
     script = f"""
-import time
-from tomoscale.kernels import _apart
-_apart.IDLE_S = 600
+import os, threading, time
+{RECORDED}
+threading.Thread(target=lambda: exec({SMALL!r}, {{}}), daemon=True).start()
+while not started:
+    time.sleep(0.01)
+child = os.fork()
 {SMALL}
-print(_apart._idle[0].process.pid, flush=True)
-time.sleep(600)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    os._exit(0)
 """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        pid = int(process.stdout.readline())
-        assert is_running(pid)
-        process.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 30
-    while is_running(pid):
-        assert time.monotonic() < end, "an orphan"
-        time.sleep(0.01)
+    done = run_small(tmp_path, script)
+    assert (done.returncode, done.stderr) == (0, "")

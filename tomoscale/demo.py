@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -105,7 +106,8 @@ def _segmented(frames: Any) -> blobs.Blobs:
 
 def _compile_for_blobs() -> None:
     """Have the kernels of the last step compiled during the first ones, which a first demo waits for on other cores."""
-    blocks.facts(_segmented(np.zeros((8, 8, 8), np.float32)).labels)["prepare"]()
+    with contextlib.suppress(Exception):  # the step itself meets it again, and says so
+        blocks.facts(_segmented(np.zeros((8, 8, 8), np.float32)).labels)["prepare"]()
 
 
 def _claim(folder: Path) -> None:

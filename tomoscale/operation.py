@@ -169,9 +169,13 @@ def _lazy(result: Any) -> Iterator[Any]:
             yield value
 
 
-@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     return {
         "tomoscale": __version__,
         "python": platform.python_version(),

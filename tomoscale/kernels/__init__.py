@@ -39,7 +39,6 @@ _HOME = {
     "optimal_cuts": "_optimal_cuts",
     "otsu_indices": "_otsu",
     "running_gradients": "_depth",
-    "together": "_apart",
     "sample": "_kmeans",
     "tile_counts": "_clahe",
     "value_counts": "_histograms",
@@ -50,6 +49,7 @@ _HOME = {
     "namespace": "_arrays",
     "ndimage": "_arrays",
     "paint": "_paint",
+    "together": "_apart",
 }
 
 __all__ = [*_HOME, "reference"]  # noqa: PLE0604

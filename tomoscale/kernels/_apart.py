@@ -1,160 +1,228 @@
 """
 Processes that compile kernels for this one, which then loads them.
 
-What the compiler took is not given back: 90 MB after the kernels of a background, which no worker's plan counts.
+What the compiler took is not given back: some 90 MB after the kernels of a background, which no worker's plan counts.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import importlib
-import signal
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+MOST_PROCESSES = 2
+"""Each takes some 220 MB while it runs."""
 IDLE_S = 3.0
-"""Seconds after which the process is not expected to be needed again."""
-MOST = 2
-"""Processes at a time; each takes some 250 MB."""
+"""Seconds after which a process that has nothing to do ends."""
+START_S = 120.0
+"""Seconds that one may take to start: a program that is no Python interpreter would not answer at all."""
 _START = """
 import sys
 from multiprocessing.connection import Connection
-asking = Connection(int(sys.argv[1]))
-sys.path[:] = asking.recv()
-from tomoscale.kernels import _apart
-_apart.serve(asking)
+connection = Connection(int(sys.argv[1]))
+sys.path[:] = connection.recv()
+try:
+    from tomoscale.kernels import _apart
+    connection.send("")
+except BaseException as error:
+    connection.send(f"{type(error).__name__}: {error}")
+    raise
+_apart.serve(connection, int(sys.argv[2]), float(sys.argv[3]))
 """
 
 
 class ApartError(Exception):
-    """The kernel was not compiled, and why."""
-
-
-class _Compiler(NamedTuple):
-    """A process that compiles, and the way to it."""
-
-    process: subprocess.Popen[bytes]
-    way: Connection
-
-    def end(self, patience_s: float = 0.0) -> int:
-        """End it, if it does not by itself; return its exit status."""
-        self.way.close()
-        try:
-            return self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-
-_lock = threading.Lock()
-_turns = threading.BoundedSemaphore(MOST)
-_idle: list[_Compiler] = []
-_leaving: threading.Timer | None = None
+    """A kernel was not compiled, and why."""
 
 
 def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> None:
-    """Compile a kernel into a folder of the cache; `ApartError` if that does not work."""
-    with _turns:
+    """Compile a kernel into a folder of the cache; `ApartError` if that does not work, `OSError` if it is not kept."""
+    question = (folder, function.__module__, function.__qualname__, types)
+    answers: list[tuple[str, str]] = []
+
+    def ask() -> None:
         try:
-            compiler = _taken()
-        except OSError as cause:
-            raise ApartError(f"{type(cause).__name__}: {cause}") from None
-        try:
-            compiler.way.send((folder, function.__module__, function.__qualname__, types))
-            error = compiler.way.recv()
-        except (EOFError, OSError):
-            status = compiler.end(patience_s=1.0)
-            raise ApartError(f"the process that compiles them ended with status {status}") from None
-        except BaseException:  # interrupted: the answer would be taken for that to the next question
-            compiler.end()
-            raise
-        _give_back(compiler)
-    if error:
-        raise ApartError(error)
+            answers.append(_here().ask(question))
+        except Exception as error:
+            answers.append(("failed", f"{type(error).__name__}: {error}"))
+        finally:
+            answered.release()
 
-
-def _taken() -> _Compiler:
-    """Return a process that waits, or start one."""
-    with _lock:
-        while _idle:
-            if (compiler := _idle.pop()).process.poll() is None:
-                return compiler
-    way, theirs = Pipe()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # whoever reads ours must not wait for this process when we are gone
-        )
-    compiler = _Compiler(process, way)
-    with contextlib.suppress(OSError):  # it ended: found when it is asked
-        way.send([*sys.path, str(Path(__file__).parents[2])])
-    return compiler
-
-
-def _give_back(compiler: _Compiler) -> None:
-    """Let a process wait for more to do, but not for long."""
-    global _leaving
-    with _lock:
-        _idle.append(compiler)
-        if _leaving is not None:
-            _leaving.cancel()
-        _leaving = threading.Timer(IDLE_S, stop)
-        _leaving.daemon = True
-        _leaving.start()
+    # A signal may raise an error in the main thread between any two lines, also within those of `threading`: so it is
+    # another thread that asks, and this one only waits.
+    answered = threading.Lock()
+    answered.acquire()
+    _thread.start_new_thread(ask, ())
+    answered.acquire()
+    ((kind, text),) = answers
+    if kind == "storage":
+        raise OSError(text)
+    if kind == "failed":
+        raise ApartError(text.splitlines()[0])
 
 
 def together(*calls: Callable[[], object]) -> None:
     """Make calls side by side, so that the kernels which they need are compiled at the same time."""
-    errors: list[BaseException] = []
+    errors: dict[int, BaseException] = {}
 
-    def make(call: Callable[[], object]) -> None:
+    def make(number: int, call: Callable[[], object]) -> None:
         try:
             call()
         except BaseException as error:
-            errors.append(error)
+            errors[number] = error
 
-    threads = [threading.Thread(target=make, args=(call,), daemon=True) for call in calls]
+    threads = [threading.Thread(target=make, args=item, daemon=True) for item in enumerate(calls)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
-        raise errors[0]
+        raise errors[min(errors)]
+
+
+# ---------------------------------------------------------------- here
+
+
+class _Compiler(NamedTuple):
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+    def end(self) -> int:
+        """Return its exit status, after a moment to end by itself."""
+        self.connection.close()
+        try:
+            return self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+class _Compilers:
+    """All of one process."""
+
+    def __init__(self) -> None:
+        self.turns = threading.BoundedSemaphore(MOST_PROCESSES)
+        self.idle: list[_Compiler] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.is_over = False
+
+    def ask(self, question: Any) -> tuple[str, str]:
+        """Return the answer of one that is idle, or of a new one."""
+        with self.turns:
+            while True:
+                was_idle = bool(self.idle)
+                compiler = self.idle.pop() if was_idle else self.start()
+                try:
+                    compiler.connection.send(question)
+                    answer: tuple[str, str] = compiler.connection.recv()
+                except (EOFError, OSError):
+                    status = compiler.end()
+                    if was_idle and not self.is_over:
+                        continue  # it had just ended, as there was nothing to do
+                    return "failed", f"the process that compiles them ended with status {status}"
+                self.idle.append(compiler)
+                return answer
+
+    def start(self) -> _Compiler:
+        connection, theirs = Pipe()
+        optimised = ["-O"] * sys.flags.optimize
+        arguments = [str(theirs.fileno()), str(os.getpid()), str(IDLE_S)]
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    *optimised,
+                    "-c",
+                    _START,
+                    *arguments,
+                ],  # -P: no modules of the folder we are in
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # whoever reads ours must not wait for this process when we are gone
+                process_group=0,  # a terminal or a batch system that signals means us
+            )
+        self.processes = [p for p in (*self.processes, process) if p.poll() is None]
+        threading.Thread(target=process.wait, daemon=True).start()  # or it would stay as a zombie
+        compiler = _Compiler(process, connection)
+        error = None
+        with contextlib.suppress(EOFError, OSError):
+            connection.send(_PATH)
+            error = connection.recv() if connection.poll(START_S) else "it does not answer"
+        if error == "":
+            return compiler
+        process.kill()
+        raise ApartError(f"{sys.executable}: {error or 'it ended at once'}; status {compiler.end()}")
+
+
+_of_process: dict[int, _Compilers] = {}
+
+
+def _here() -> _Compilers:
+    """Return those of this process: a fork must neither ask those of its parent nor wait for them."""
+    return _of_process.setdefault(os.getpid(), _Compilers())
 
 
 @atexit.register
-def stop() -> None:
-    """End the processes that wait."""
-    with _lock:
-        while _idle:
-            _idle.pop().end()
+def _end_all() -> None:
+    here = _here()
+    here.is_over = True
+    for process in here.processes:
+        process.kill()
 
 
-def serve(asking: Connection) -> None:
-    """Compile what is asked for, until nobody can ask any more."""
-    from tomoscale.kernels import _compile
+def _absolute(path: str) -> str:
+    """Return an entry of `sys.path` that means the same from another folder."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):  # a terminal or a batch system means the command
-        if hasattr(signal, name):
-            signal.signal(signal.Signals[name], signal.SIG_IGN)
-    while True:
+
+_PATH = [*map(_absolute, sys.path), str(Path(__file__).absolute().parents[2])]
+
+
+# ---------------------------------------------------------------- there
+
+
+def serve(connection: Connection, parent: int, idle_s: float) -> None:
+    """Compile what is asked for, until there is nothing to do."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    importlib.import_module("tomoscale.kernels._compile")
+    while connection.poll(idle_s):
         try:
-            folder, module, name, types = asking.recv()
+            question = connection.recv()
         except EOFError:
             return
-        error = None
-        try:
-            _compile.compile_below(folder, getattr(importlib.import_module(module), name).__wrapped__, types)
-        except Exception as cause:  # of whatever kind: it is told, and found again by who asked
-            error = f"{type(cause).__name__}: {cause}"
-        asking.send(error)
+        connection.send(_answer(*question))
+
+
+def _answer(folder: Path, module: str, name: str, types: tuple[Any, ...]) -> tuple[str, str]:
+    from tomoscale.kernels import _compile
+
+    try:
+        kernel = getattr(importlib.import_module(module), name).__wrapped__
+        if (ours := _compile.name_of(kernel, types)) != folder.name:
+            return "failed", f"{folder.name} is wanted, it would compile {ours}"
+        _compile.compile_below(folder, kernel, types)
+    except OSError as error:
+        return "storage", str(error)
+    except Exception as error:  # of whatever kind: it is found again by who asked
+        return "failed", f"{type(error).__name__}: {error}"
+    return "done", ""
+
+
+def _end_with(parent: int) -> None:
+    """End when the process is gone that asks, also in the midst of a kernel."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os._exit(1)

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -101,14 +102,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel that Python calls: when first called with arguments of a type, or loaded from the cache."""
     versions: dict[tuple[Any, ...], Callable[..., Any]] = {}
     known: dict[tuple[Any, ...], Callable[..., Any]] = {}
-    one_at_a_time = threading.RLock()
+    locks: dict[int, threading.RLock] = {}
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         kinds = tuple([(a.dtype, a.ndim, a.flags.num) if type(a) is np.ndarray else _kind(a) for a in args])
         if kinds not in known:
             types = tuple(map(numba.typeof, args))
-            with one_at_a_time:
+            with locks.setdefault(os.getpid(), threading.RLock()):  # that of a parent may be held for ever
                 if types not in versions:
                     versions[types] = _version(function, types)
                 known[kinds] = versions[types]
@@ -129,31 +130,56 @@ def _kind(value: Any) -> Any:
 def _version(function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
     """Load the compiled function for these types, after it was compiled if need be."""
     folder = _folder(function, types)
-    if folder is not None:
-        for _ in range(2):
-            try:
-                _fill(folder, function, types)
-                return compile_below(folder, function, types)
-            except Exception:
-                # Machines that lose power leave truncated files, and unpickling those raises almost anything. If
-                # the kernel itself is wrong, that is raised again below.
-                shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(0 if folder is None else 2):  # again if what was kept is damaged
+        assert folder is not None
+        is_kept = any(folder.rglob("*.nbc"))
+        try:
+            cause = "" if is_kept else _problem(folder, function, types)
+            kernel = _loaded(folder, function, types)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            _say_uncached(error)
+            break
+        if kernel is not None:
+            if not kernel.stats.cache_hits:
+                text = "kernels are compiled in this process, which then holds some 90 MB more"
+                warnings.warn(f"{text}: {cause}" if cause else text)
+            return kernel
+        if not is_kept:
+            break
     kernel = njit(**_OPTIONS)(function)
     kernel.compile(types)
     return kernel
 
 
-def _fill(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> None:
-    """Have a version compiled, unless it is kept; say so where it can be compiled in this process only."""
-    if any(folder.rglob("*.nbc")):
-        return
+def _problem(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> str:
+    """Have a version compiled into its folder; return why that did not work."""
     try:
         compile_apart(folder, function, types)
     except ApartError as error:
-        warnings.warn(f"kernels are compiled in this process, which then holds some 100 MB more: {error}")
+        return str(error)
+    return ""
 
 
-def compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
+def _loaded(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Any:
+    """Load a version; None, and no folder, where it is damaged or the kernel itself is wrong."""
+    try:
+        return compile_below(folder, function, types)
+    except OSError:
+        raise
+    except Exception:
+        # Machines that lose power leave truncated files, and unpickling those raises almost anything.
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def _say_uncached(error: BaseException) -> None:
+    warnings.warn(
+        f"kernels are compiled in every process, as nothing can be cached: {error}; set NUMBA_CACHE_DIR"
+    )
+
+
+def compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Any:
     """Load a version from its folder, or compile it into that."""
     with _LOCK:
         before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
@@ -168,24 +194,32 @@ def compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, 
 def _folder(function: Callable[..., Any], types: tuple[Any, ...]) -> Path | None:
     """Name and make the folder of a version; None where nothing can be written."""
     base = _cache()
-    if base is None:
-        return None
-    what = (_sources(), _file(function), _cpu(), numba.__version__, function.__qualname__, str(types))
-    return base / f"{function.__name__.strip('_')}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
+    return None if base is None else base / name_of(function, types)
+
+
+def name_of(function: Callable[..., Any], types: tuple[Any, ...]) -> str:
+    """Name a version by all that its code depends on, and by what Numba makes sure of when it loads it."""
+    file = Path(
+        function.__code__.co_filename
+    )  # Numba takes no code of another, or of one that was copied since
+    what = (
+        _sources(), str(file), file.stat().st_mtime, sys.flags.optimize, _cpu(), numba.__version__,
+        function.__qualname__, str(types),
+    )  # fmt: skip
+    return f"{function.__name__.strip('_')}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
 
 
 @functools.cache
 def _cache() -> Path | None:
     """Find a folder that can be written, once per process."""
     try:
+        Path(__file__).stat()  # where a package lies in an archive, Numba keeps nothing here
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         base = Path(config.CACHE_DIR or Path(home, "tomoscale"))
         base.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=base).close()
     except (OSError, RuntimeError) as error:
-        warnings.warn(
-            f"kernels are compiled in every process, as nothing can be cached: {error}; set NUMBA_CACHE_DIR"
-        )
+        _say_uncached(error)
         return None
     return base
 
@@ -199,13 +233,6 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _file(function: Callable[..., Any]) -> tuple[str, float]:
-    """Name the file of a kernel as Numba does, which takes no code of another, or of one that was copied since."""
-    path = function.__code__.co_filename
-    return path, Path(path).stat().st_mtime if Path(path).exists() else 0.0
-
-
-@functools.cache
 def _cpu() -> tuple[str, str]:
     name, features = config.CPU_NAME, config.CPU_FEATURES
     return (
