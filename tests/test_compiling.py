@@ -169,19 +169,25 @@ def test_an_interrupt_is_heeded_at_once_and_the_next_call_is_right(tmp_path):
 import os, signal, threading
 {RECORDED}
 asked = threading.Event()
+heeded = threading.Event()
 plain_ask = _apart._Compilers.ask
-_apart._Compilers.ask = lambda self, question: (asked.set(), plain_ask(self, question))[1]
+
+def ask(self, question):
+    asked.set()
+    heeded.wait()  # for ever, if the interrupt waits for the answer
+    return plain_ask(self, question)
 
 def interrupt():
     asked.wait()
     os.kill(os.getpid(), signal.SIGINT)
 
+_apart._Compilers.ask = ask
 threading.Thread(target=interrupt).start()
 try:
 {textwrap.indent(SMALL, "    ")}
     raise SystemExit("was not interrupted")
 except KeyboardInterrupt:
-    pass
+    heeded.set()
 {SMALL}
 print(*(p.pid for p in started))
 """
@@ -230,19 +236,74 @@ assert len(started) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
-def test_a_fork_in_the_midst_of_a_compilation_waits_for_nobody(tmp_path):
+def test_neither_a_fork_in_the_midst_of_a_compilation_nor_its_parent_waits_for_a_compiler(tmp_path):
     script = f"""
-import os, threading, time
+import os, threading, time, warnings
+{RECORDED}
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+_apart.IDLE_S = 0.1
+starting, forked = threading.Event(), threading.Event()
+popen_of_all = _apart.subprocess.Popen
+
+def popen(*arguments, **more):  # the fork gets both ends of the connection
+    starting.set()
+    forked.wait()
+    return popen_of_all(*arguments, **more)
+
+_apart.subprocess.Popen = popen
+asking = threading.Thread(target=lambda: exec({SMALL!r}, {{}}), daemon=True)
+asking.start()
+starting.wait()
+stay, go = os.pipe()
+child = os.fork()
+forked.set()
+if not child:
+    {textwrap.indent(SMALL, "    ").strip()}
+    os.close(go)
+    os.read(stay, 1)  # until the parent is done
+    os._exit(0)
+os.close(stay)
+asking.join()
+while started[0].returncode is None:
+    time.sleep(0.01)
+from tomoscale import kernels
+import numpy as np
+for dtype in ("i2", "i4"):
+    kernels.normalise(np.ones((1, 2, 2), dtype))
+    time.sleep(0.5)
+os.close(go)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = run_small(tmp_path, script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_process_that_ends_does_not_begin_to_compile(tmp_path):
+    script = f"""
+import atexit, threading, time
+atexit.register(lambda: time.sleep(1))  # called after the compilers are ended
 {RECORDED}
 threading.Thread(target=lambda: exec({SMALL!r}, {{}}), daemon=True).start()
 while not started:
     time.sleep(0.01)
-child = os.fork()
-{SMALL}
-if child:
-    assert os.waitpid(child, 0)[1] == 0
-else:
-    os._exit(0)
 """
     done = run_small(tmp_path, script)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_kernel_that_cannot_be_loaded_is_compiled_here_which_is_said(tmp_path):
+    script = f"""
+from pathlib import Path
+from tomoscale.kernels import _compile
+plain = _compile.compile_apart
+
+def compile_apart(folder, *arguments):
+    plain(folder, *arguments)
+    for file in folder.rglob("*.nbc"):
+        file.write_bytes(b"")
+
+_compile.compile_apart = compile_apart
+{SMALL}"""
+    done = run_small(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("UserWarning: a kernel is compiled in this process, as it cannot be loaded") == 1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import _thread
 import atexit
-import contextlib
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -63,7 +63,10 @@ def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, 
     # another thread that asks, and this one only waits.
     answered = threading.Lock()
     answered.acquire()
-    _thread.start_new_thread(ask, ())
+    try:
+        _thread.start_new_thread(ask, ())
+    except RuntimeError as error:  # no more threads, or the end of the interpreter
+        raise ApartError(str(error)) from None
     answered.acquire()
     ((kind, text),) = answers
     if kind == "storage":
@@ -98,6 +101,16 @@ class _Compiler(NamedTuple):
     process: subprocess.Popen[bytes]
     connection: Connection
 
+    def received(self, within_s: float = math.inf) -> Any:
+        """Return what it sends; an error if it ends, which the connection need not tell: a fork may hold it open."""
+        end = time.monotonic() + within_s
+        while not self.connection.poll(0.5):
+            if self.process.returncode is not None and not self.connection.poll():
+                raise EOFError("it ended")
+            if time.monotonic() > end:
+                raise TimeoutError("it does not answer")
+        return self.connection.recv()
+
     def end(self) -> int:
         """Return its exit status, after a moment to end by itself."""
         self.connection.close()
@@ -116,19 +129,24 @@ class _Compilers:
         self.idle: list[_Compiler] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.is_over = False
+        self.problem = ""
 
     def ask(self, question: Any) -> tuple[str, str]:
         """Return the answer of one that is idle, or of a new one."""
+        if self.is_over or self.problem:
+            return "failed", self.problem or "this process ends"
         with self.turns:
             while True:
                 was_idle = bool(self.idle)
                 compiler = self.idle.pop() if was_idle else self.start()
                 try:
                     compiler.connection.send(question)
-                    answer: tuple[str, str] = compiler.connection.recv()
+                    answer: tuple[str, str] = compiler.received()
                 except (EOFError, OSError):
                     status = compiler.end()
-                    if was_idle and not self.is_over:
+                    if self.is_over:
+                        threading.Event().wait()  # who asked is not to begin with it now, and ends with this process
+                    if was_idle:
                         continue  # it had just ended, as there was nothing to do
                     return "failed", f"the process that compiles them ended with status {status}"
                 self.idle.append(compiler)
@@ -136,35 +154,36 @@ class _Compilers:
 
     def start(self) -> _Compiler:
         connection, theirs = Pipe()
-        optimised = ["-O"] * sys.flags.optimize
-        arguments = [str(theirs.fileno()), str(os.getpid()), str(IDLE_S)]
+        # -P: no modules of the folder we are in.
+        command = [sys.executable, "-P", *["-O"] * sys.flags.optimize, "-c", _START]
         with theirs:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    *optimised,
-                    "-c",
-                    _START,
-                    *arguments,
-                ],  # -P: no modules of the folder we are in
+                [*command, str(theirs.fileno()), str(os.getpid()), str(IDLE_S)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # whoever reads ours must not wait for this process when we are gone
                 process_group=0,  # a terminal or a batch system that signals means us
             )
-        self.processes = [p for p in (*self.processes, process) if p.poll() is None]
-        threading.Thread(target=process.wait, daemon=True).start()  # or it would stay as a zombie
+        self.processes.append(process)
+        threading.Thread(target=self.reap, args=(process,), daemon=True).start()
         compiler = _Compiler(process, connection)
-        error = None
-        with contextlib.suppress(EOFError, OSError):
+        try:
             connection.send(_PATH)
-            error = connection.recv() if connection.poll(START_S) else "it does not answer"
-        if error == "":
+            error = compiler.received(START_S)
+        except (EOFError, OSError) as cause:
+            error = str(cause)
+            if isinstance(cause, TimeoutError):
+                self.problem = f"{sys.executable}: {error}"  # nobody is to wait for it once more
+        if not error:
             return compiler
         process.kill()
-        raise ApartError(f"{sys.executable}: {error or 'it ended at once'}; status {compiler.end()}")
+        raise ApartError(f"{sys.executable}: {error}; status {compiler.end()}")
+
+    def reap(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the end of a process, or it would stay as a zombie."""
+        process.wait()
+        self.processes.remove(process)
 
 
 _of_process: dict[int, _Compilers] = {}
@@ -179,7 +198,7 @@ def _here() -> _Compilers:
 def _end_all() -> None:
     here = _here()
     here.is_over = True
-    for process in here.processes:
+    for process in list(here.processes):
         process.kill()
 
 

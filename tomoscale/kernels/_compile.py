@@ -130,47 +130,40 @@ def _kind(value: Any) -> Any:
 def _version(function: Callable[..., Any], types: tuple[Any, ...]) -> Callable[..., Any]:
     """Load the compiled function for these types, after it was compiled if need be."""
     folder = _folder(function, types)
+    wrong: Exception | None = None
     for _ in range(0 if folder is None else 2):  # again if what was kept is damaged
         assert folder is not None
-        is_kept = any(folder.rglob("*.nbc"))
+        is_kept, problem = any(folder.rglob("*.nbc")), ""
         try:
-            cause = "" if is_kept else _problem(folder, function, types)
-            kernel = _loaded(folder, function, types)
+            if not is_kept:
+                compile_apart(folder, function, types)
+        except ApartError as error:
+            problem = f": {error}"
         except OSError as error:
+            wrong = error
+            if isinstance(error, FileNotFoundError):
+                continue  # another process cleared away what it found damaged
+            break
+        try:
+            kernel = compile_below(folder, function, types)
+        except (OSError, MemoryError) as error:
+            wrong = error
+            break
+        except Exception as error:
+            # Machines that lose power leave truncated files, and unpickling those raises almost anything.
+            wrong = error
             shutil.rmtree(folder, ignore_errors=True)
-            _say_uncached(error)
-            break
-        if kernel is not None:
-            if not kernel.stats.cache_hits:
-                text = "kernels are compiled in this process, which then holds some 90 MB more"
-                warnings.warn(f"{text}: {cause}" if cause else text)
-            return kernel
-        if not is_kept:
-            break
+            continue
+        if not kernel.stats.cache_hits:
+            warnings.warn(f"kernels are compiled in this process, which then holds some 90 MB more{problem}")
+        return kernel
     kernel = njit(**_OPTIONS)(function)
     kernel.compile(types)
+    if isinstance(wrong, OSError):
+        _say_uncached(wrong)
+    elif wrong is not None:
+        warnings.warn(f"a kernel is compiled in this process, as it cannot be loaded: {wrong}")
     return kernel
-
-
-def _problem(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> str:
-    """Have a version compiled into its folder; return why that did not work."""
-    try:
-        compile_apart(folder, function, types)
-    except ApartError as error:
-        return str(error)
-    return ""
-
-
-def _loaded(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Any:
-    """Load a version; None, and no folder, where it is damaged or the kernel itself is wrong."""
-    try:
-        return compile_below(folder, function, types)
-    except OSError:
-        raise
-    except Exception:
-        # Machines that lose power leave truncated files, and unpickling those raises almost anything.
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
 
 
 def _say_uncached(error: BaseException) -> None:
@@ -182,8 +175,9 @@ def _say_uncached(error: BaseException) -> None:
 def compile_below(folder: Path, function: Callable[..., Any], types: tuple[Any, ...]) -> Any:
     """Load a version from its folder, or compile it into that."""
     with _LOCK:
-        before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+        before = config.CACHE_DIR
         try:
+            config.CACHE_DIR = str(folder)
             kernel = njit(cache=True, **_OPTIONS)(function)
         finally:
             config.CACHE_DIR = before
