@@ -291,6 +291,23 @@ while not started:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_folder_that_somebody_clears_away_meanwhile_is_made_again(tmp_path):
+    script = f"""
+from tomoscale.kernels import _compile
+plain, cleared = _compile.compile_apart, []
+
+def compile_apart(folder, *arguments):
+    if not cleared:
+        cleared.append(folder)
+        raise FileNotFoundError(folder)
+    plain(folder, *arguments)
+
+_compile.compile_apart = compile_apart
+{COMPILES_NOTHING}"""
+    done = run_small(tmp_path, script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_kernel_that_cannot_be_loaded_is_compiled_here_which_is_said(tmp_path):
     script = f"""
 from pathlib import Path

@@ -69,8 +69,8 @@ def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, 
         raise ApartError(str(error)) from None
     answered.acquire()
     ((kind, text),) = answers
-    if kind == "storage":
-        raise OSError(text)
+    if kind in ("storage", "gone"):
+        raise OSError(text) if kind == "storage" else FileNotFoundError(text)
     if kind == "failed":
         raise ApartError(text.splitlines()[0])
 
@@ -137,8 +137,10 @@ class _Compilers:
             return "failed", self.problem or "this process ends"
         with self.turns:
             while True:
-                was_idle = bool(self.idle)
-                compiler = self.idle.pop() if was_idle else self.start()
+                try:
+                    compiler, was_idle = self.idle.pop(), True
+                except IndexError:
+                    compiler, was_idle = self.start(), False
                 try:
                     compiler.connection.send(question)
                     answer: tuple[str, str] = compiler.received()
@@ -234,7 +236,7 @@ def _answer(folder: Path, module: str, name: str, types: tuple[Any, ...]) -> tup
             return "failed", f"{folder.name} is wanted, it would compile {ours}"
         _compile.compile_below(folder, kernel, types)
     except OSError as error:
-        return "storage", str(error)
+        return "gone" if isinstance(error, FileNotFoundError) else "storage", str(error)
     except Exception as error:  # of whatever kind: it is found again by who asked
         return "failed", f"{type(error).__name__}: {error}"
     return "done", ""
