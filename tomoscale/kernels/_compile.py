@@ -197,8 +197,8 @@ def name_of(function: Callable[..., Any], types: tuple[Any, ...]) -> str:
         function.__code__.co_filename
     )  # Numba takes no code of another, or of one that was copied since
     what = (
-        _sources(), str(file), file.stat().st_mtime, sys.flags.optimize, _cpu(), numba.__version__,
-        function.__qualname__, str(types),
+        _sources(), str(file), file.stat().st_mtime, sys.implementation.cache_tag, sys.flags.optimize, _cpu(),
+        numba.__version__, function.__qualname__, str(types),
     )  # fmt: skip
     return f"{function.__name__.strip('_')}-{hashlib.sha256(repr(what).encode()).hexdigest()[:24]}"
 
