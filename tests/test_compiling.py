@@ -278,14 +278,18 @@ assert os.waitpid(child, 0)[1] == 0
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_process_that_ends_does_not_begin_to_compile(tmp_path):
+@pytest.mark.parametrize("seconds", [0, 0.8])
+def test_a_process_that_ends_while_it_waits_for_a_kernel_does_not_begin_to_compile_it(tmp_path, seconds):
     script = f"""
-import atexit, threading, time
+import atexit, sys, threading, time
 atexit.register(lambda: time.sleep(1))  # called after the compilers are ended
 {RECORDED}
+from tomoscale.kernels import _compile
+_compile.compile_below = lambda *_: print("begun", file=sys.stderr, flush=True)
 threading.Thread(target=lambda: exec({SMALL!r}, {{}}), daemon=True).start()
 while not started:
     time.sleep(0.01)
+time.sleep({seconds})
 """
     done = run_small(tmp_path, script)
     assert (done.returncode, done.stderr) == (0, "")

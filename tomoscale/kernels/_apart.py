@@ -50,13 +50,17 @@ def compile_apart(folder: Path, function: Callable[..., Any], types: tuple[Any, 
     """Compile a kernel into a folder of the cache; `ApartError` if that does not work, `OSError` if it is not kept."""
     question = (folder, function.__module__, function.__qualname__, types)
     answers: list[tuple[str, str]] = []
+    here = _here()
+    if here.is_over:
+        raise ApartError("this process ends")
 
     def ask() -> None:
         try:
-            answers.append(_here().ask(question))
+            answer = here.ask(question)
         except Exception as error:
-            answers.append(("failed", f"{type(error).__name__}: {error}"))
-        finally:
+            answer = "failed", f"{type(error).__name__}: {error}"
+        if not here.is_over:  # else who asked is not to compile it now, and ends while it waits
+            answers.append(answer)
             answered.release()
 
     # A signal may raise an error in the main thread between any two lines, also within those of `threading`: so it is
@@ -133,10 +137,10 @@ class _Compilers:
 
     def ask(self, question: Any) -> tuple[str, str]:
         """Return the answer of one that is idle, or of a new one."""
-        if self.is_over or self.problem:
-            return "failed", self.problem or "this process ends"
+        if self.problem:
+            return "failed", self.problem
         with self.turns:
-            while True:
+            while not self.is_over:
                 try:
                     compiler, was_idle = self.idle.pop(), True
                 except IndexError:
@@ -146,13 +150,12 @@ class _Compilers:
                     answer: tuple[str, str] = compiler.received()
                 except (EOFError, OSError):
                     status = compiler.end()
-                    if self.is_over:
-                        threading.Event().wait()  # who asked is not to begin with it now, and ends with this process
                     if was_idle:
                         continue  # it had just ended, as there was nothing to do
                     return "failed", f"the process that compiles them ended with status {status}"
                 self.idle.append(compiler)
                 return answer
+        return "failed", "this process ends"
 
     def start(self) -> _Compiler:
         connection, theirs = Pipe()
