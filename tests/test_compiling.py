@@ -65,8 +65,8 @@ def wait_until_gone(pid: int) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-OO",), ("-I",)])
 def test_what_the_compiler_takes_stays_with_no_process_that_computes(tmp_path, options):
-    # With -I the package is found in an environment only.
-    found = f"import sys; sys.path.append({str(Path(kernels.__file__).parents[2])!r})"
+    # With -I no package is found but that of an environment, which may be another one.
+    found = f"import sys; sys.path.insert(0, {str(Path(kernels.__file__).parents[2])!r})"
     done = run_small(tmp_path, f"{found}\n{COMPILES_NOTHING}", *options)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.rglob("*.nbc"))
